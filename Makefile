@@ -1,0 +1,71 @@
+# Every target does only what is not done yet and may be interrupted: `make` again goes on from there.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+CODE := $(wildcard whisperlib tests native tools bench)
+PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint native native-portable native-cuda model bench soak clean distclean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
+		printf '  %-16s %s\n' "$$target" "$$text"; done
+
+demo: native ## build what is missing and transcribe a sample
+	@$(PY) -m whisperlib.demo
+
+test: $(VENV)/.dev native ## run the tests; make test ARGS='-k audio -x' passes options to pytest
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## check style and types
+	@$(PY) -m ruff check $(CODE)
+	@$(PY) -m ruff format --check $(CODE)
+	@$(PY) -m mypy --exclude '^native/(build|lib)/' $(CODE)
+
+native: $(VENV)/.build ## compile the libraries for this machine's CPU (about a minute)
+	@$(PY) -m native.build cpu $(NATIVE_ARGS)
+
+native-portable: $(VENV)/.build ## compile them for any x86-64 CPU
+	@$(PY) -m native.build cpu-portable $(NATIVE_ARGS)
+
+native-cuda: $(VENV)/.build ## compile them for NVIDIA GPUs (an hour or more; CUDA_ARCHITECTURES='90' for fewer)
+	@$(PY) -m native.build cuda $(NATIVE_ARGS)
+
+model: $(VENV)/.micro-model native ## train the micro model that demo and tests use (75 minutes; fetches torch)
+	@$(PY) -m tools.micro_model $(ARGS)
+
+bench: $(VENV)/.build native ## measure speed
+	@$(PY) -m bench $(ARGS)
+
+soak: $(VENV)/.dev native ## run for long and watch memory and results
+	@$(PY) tools/soak.py $(ARGS)
+
+clean: ## remove what was compiled, keep downloads
+	@rm -rf native/lib .mypy_cache .pytest_cache .ruff_cache
+	@if [ -d native/build ]; then \
+		find native/build -mindepth 1 -maxdepth 1 ! -name download ! -name 'cuda-toolchain*' -exec rm -rf {} +; fi
+
+distclean: clean ## remove everything that git does not track and make brought
+	@rm -rf native/build $(VENV) *.egg-info
+
+# Stamps are written last. An environment that was interrupted half-way has no working pip and is made anew.
+$(VENV)/.build: pyproject.toml
+	@native/check_machine.sh
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing Python packages into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[build]'
+	@touch $@
+
+$(VENV)/.micro-model: $(VENV)/.dev
+	@echo "installing what the training needs into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[build,test,lint,micro-model]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.build
+	@echo "installing development packages into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[build,test,lint]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""How the native libraries are built: see docs/building.md."""

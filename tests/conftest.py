@@ -1,0 +1,91 @@
+"""Fixtures of the whole suite: the real native library and the embedded micro model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from whisperlib import WhisperLibraryAdapter, assets, audio, variants
+from whisperlib.pcm import Samples
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Keep the user's settings out of the tests, but for those that are run per model size."""
+    if request.node.get_closest_marker("user_environment"):
+        return
+    for name in [name for name in os.environ if name.startswith("WHISPER_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def library_dir() -> Path:
+    """Directory of the native libraries under test."""
+    return variants.choose("cpu").directory
+
+
+@pytest.fixture(scope="session")
+def adapter() -> Iterator[WhisperLibraryAdapter]:
+    """The micro model, two requests at a time, one thread each."""
+    with WhisperLibraryAdapter("micro", threads=1, concurrency=2) as whisper:
+        yield whisper
+
+
+@pytest.fixture(scope="session")
+def sample() -> Callable[[str], Samples]:
+    """Load a bundled sample by its name without suffix: float32, shape (n,), 16 kHz."""
+    loaded: dict[str, Samples] = {}
+
+    def load(name: str) -> Samples:
+        if name not in loaded:
+            loaded[name] = audio.load(assets.SAMPLES / f"{name}.flac")
+            loaded[name].flags.writeable = False
+        return loaded[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def silence() -> Samples:
+    """Five seconds of digital silence."""
+    return np.zeros(5 * 16_000, np.float32)
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run Python code in a process of its own, for what a process can do only once or may die of."""
+
+    def run(code: str, *, environment: dict[str, str] | None = None, timeout: float = 120) -> Any:
+        script = tmp_path / "child.py"
+        script.write_text(code, encoding="utf-8")
+        return subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+                **(environment or {}),
+            },
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def references() -> dict[str, dict[str, Any]]:
+    """What is said in each sample, by its name without suffix."""
+    rows = json.loads((assets.SAMPLES / "refs.json").read_text(encoding="utf-8"))
+    return {Path(row["file"]).stem: row for row in rows}

@@ -1,0 +1,133 @@
+"""What the installation says of itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from whisperlib import binding, info, variants
+from whisperlib.settings import Settings, get_settings
+
+V2 = "lm cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3".split()
+V3 = [*V2, *"abm avx avx2 bmi1 bmi2 f16c fma movbe xsave".split()]
+V4 = [*V3, *"avx512f avx512bw avx512cd avx512dq avx512vl".split()]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_settings() -> None:
+    get_settings.cache_clear()
+
+
+def test_all_parts_are_told_and_fit_into_json(library_dir: Path) -> None:
+    told = info.collect()
+    assert json.loads(json.dumps(told)) == told
+    assert set(told) == {"versions", "libraries", "cpu", "openmp", "cuda", "memory", "models", "settings"}
+    libraries = told["libraries"]
+    assert "error" not in libraries
+    [chosen] = [build for build in libraries["found"] if build["standing"].startswith("chosen")]
+    assert chosen["directory"] == libraries["chosen"]["directory"] == libraries["loaded"]["directory"]
+    assert str(library_dir) == chosen["directory"]
+    assert "libwhisperlib-shim.so" in libraries["loaded"]["files"]
+    assert "OPENMP = 1" in libraries["loaded"]["system_info"]
+    assert told["memory"]["resident_bytes"] > 1 << 20
+    assert told["models"]["there"][0]["name"] == "micro"
+
+
+def test_settings_with_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_CONCURRENCY", "3")
+    monkeypatch.setenv("WHISPER_ARTIFACT_URL", "https://user:secret@mirror.example/models")
+    told = info.collect(probe=False)["settings"]
+    assert set(told) == {f"WHISPER_{name.upper()}" for name in Settings.model_fields}
+    assert told["WHISPER_CONCURRENCY"] == {"value": 3, "unit": "requests", "set": True}
+    assert told["WHISPER_THREADS"]["set"] is False
+    assert told["WHISPER_ARTIFACT_URL"]["value"] == "https://mirror.example/models"
+
+
+def test_a_bad_setting_is_told_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_DEVICE", "abacus")
+    told = info.collect()
+    assert "WHISPER_DEVICE" in told["settings"]["error"]
+    assert "WHISPER_DEVICE" in told["libraries"]["error"]
+    assert told["libraries"]["found"]
+
+
+def test_a_build_that_failed_its_self_test(monkeypatch: pytest.MonkeyPatch, library_dir: Path) -> None:
+    found = [
+        binding.Candidate(Path("/somewhere/cuda"), "own build", {"variant": "cuda"}),
+        binding.Candidate(Path("/somewhere/bad"), "own build", {"variant": "cpu"}),
+        binding.Candidate(library_dir, "own build"),
+        binding.Candidate(Path("/somewhere/last"), "own build", {"variant": "cpu-portable"}),
+    ]
+    passed_over = ("/somewhere/bad: self-test failed: f16 died with SIGILL",)
+    choice = variants.Choice(library_dir, "unknown", "own build", "cpu", passed_over)
+    monkeypatch.setattr(binding, "candidates", lambda **_: found)
+    monkeypatch.setattr(binding, "ask_driver", lambda: binding.CudaAvailability(False, None, 0, "no driver"))
+    monkeypatch.setattr(variants, "choose", lambda *_arguments, **_keywords: choice)
+    assert [build["standing"] for build in info.collect()["libraries"]["found"]] == [
+        "not needed: no driver",
+        "set aside: self-test failed: f16 died with SIGILL",
+        "chosen: not self-tested, it has no build-info.json",
+        "not needed: the chosen one comes first",
+    ]
+
+
+def test_without_a_probe_nothing_is_loaded(run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = run_python(
+        "from whisperlib import binding, info\n"
+        "libraries = info.collect(probe=False)['libraries']\n"
+        "print(bool(libraries['found']), libraries['chosen'], libraries['loaded'], binding.loaded())"
+    )
+    assert done.stdout == "True None None None\n"
+
+
+def test_without_native_libraries(run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    done = run_python(
+        "import json\nfrom whisperlib import info\nprint(json.dumps(info.collect()))",
+        environment={"WHISPER_LIB_DIR": str(tmp_path)},
+    )
+    told = json.loads(done.stdout)
+    assert str(tmp_path) in told["libraries"]["error"]
+    assert (told["libraries"]["found"], told["libraries"]["loaded"]) == ([], None)
+    assert told["cpu"]["usable_cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [
+        (V4, "x86-64-v4"),
+        (V3, "x86-64-v3"),
+        ([flag for flag in V4 if flag != "movbe"], "x86-64-v2"),
+        (V2, "x86-64-v2"),
+        (["lm"], "x86-64-v1"),
+        (["asimd", "sve"], None),
+    ],
+)
+def test_isa_level(flags: list[str], level: str | None) -> None:
+    assert info.isa_level(tuple(flags)) == level
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"sys/fs/cgroup/memory.max": "1073741824\n"}, 1 << 30),
+        ({"sys/fs/cgroup/memory.max": "max\n"}, None),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "2147483648\n"}, 1 << 31),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ({}, None),
+    ],
+)
+def test_memory(tmp_path: Path, files: dict[str, str], limit: int | None) -> None:
+    for name, text in {**files, "proc/meminfo": "MemTotal:  16 kB\nMemFree: 1 kB\nMemAvailable:  8 kB\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    told = info.memory(tmp_path)
+    assert (told["total_bytes"], told["available_bytes"]) == (16 * 1024, 8 * 1024)
+    assert told["cgroup_limit_bytes"] == limit
+
+
+def test_memory_where_the_system_tells_nothing(tmp_path: Path) -> None:
+    assert info.memory(tmp_path)["total_bytes"] is None

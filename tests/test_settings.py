@@ -1,0 +1,174 @@
+"""The settings: what the environment may say, what it may not, and that the documentation has them all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from whisperlib import models
+from whisperlib.errors import OptionError
+from whisperlib.settings import MODEL_NAMES, Settings, allowed, get_settings
+
+
+def test_the_documentation_has_every_setting_as_it_is() -> None:
+    rows = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in (ROOT / "docs/settings.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `WHISPER_")
+    ]
+    properties = Settings.model_json_schema()["properties"]
+    assert rows == [
+        (f"`WHISPER_{name.upper()}`", shown_default(name), properties[name]["unit"], allowed(name), field.description)
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def test_the_documentation_has_every_other_variable_that_is_read() -> None:
+    files = [path for top in ("whisperlib", "native") for path in (ROOT / top).glob("*.py")]
+    files += (ROOT / "whisperlib").glob("*/*.py")
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
+    read = set(re.findall(r'environ(?:\.get\(|\[)\s*"(\w+)"', sources))
+    documented = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    assert {"WHISPER_LIB_DIR", "LD_LIBRARY_PATH", "WHISPER_CPP_SRC"} <= read
+    assert not [name for name in sorted(read) if f"`{name}`" not in documented]
+
+
+def shown_default(name: str) -> str:
+    field = Settings.model_fields[name]
+    if field.default_factory:
+        return "the user's data directory"
+    if field.default is None:
+        return "unset"
+    return f"`{field.default:g}`" if isinstance(field.default, float) else f"`{field.default}`"
+
+
+def test_no_variable_gives_the_defaults() -> None:
+    settings = Settings()
+    assert settings.model_dump(exclude={"model_root"}) == {
+        name: field.default for name, field in Settings.model_fields.items() if name != "model_root"
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("model_size", "medium", "medium"),
+        ("model_size", " Large-V3-Turbo ", "large-v3-turbo"),
+        ("model_size", "./My Models/x.bin", "./My Models/x.bin"),
+        ("model_root", "/data/models ", Path("/data/models")),
+        ("model_root", "~/models", Path.home() / "models"),
+        ("model_root", "models", Path.cwd() / "models"),
+        ("artifact_url", "http://user:pass@mirror.local:8080/models/", "http://user:pass@mirror.local:8080/models"),
+        ("quantization", "Q8_0", "q8_0"),
+        ("device", "CUDA", "cuda"),
+        ("lib_dir", "/opt/whisper", Path("/opt/whisper")),
+        ("threads", "512", 512),
+        ("concurrency", " 3 ", 3),
+        ("max_audio_seconds", "1.5", 1.5),
+        ("download_timeout_seconds", "1e1", 10.0),
+        ("download_retries", "0", 0),
+        ("log_level", "debug", "DEBUG"),
+    ],
+)
+def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: Any) -> None:
+    monkeypatch.setenv(f"WHISPER_{name.upper()}", text)
+    assert getattr(Settings(), name) == value
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    default = getattr(Settings(), name)
+    monkeypatch.setenv(f"WHISPER_{name.upper()}", "")
+    assert getattr(Settings(), name) == default
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("model_size", "enormous"),
+        ("model_size", " "),
+        ("model_root", " "),
+        ("model_root", "~nobody-of-this-name/models"),
+        ("artifact_url", "ftp://mirror.local/models"),
+        ("artifact_url", "mirror.local/models"),
+        ("artifact_url", "https://"),
+        ("artifact_url", "https://mirror.local:none/models"),
+        ("artifact_url", "https://[mirror.local/models"),
+        ("artifact_url", "https://mirror.local/my models"),
+        ("artifact_url", "https://mirror.local/models?x"),
+        ("quantization", "q9"),
+        ("device", "tpu"),
+        ("lib_dir", " "),
+        ("threads", "many"),
+        ("threads", "-1"),
+        ("threads", "513"),
+        ("threads", "1.5"),
+        ("threads", "9" * 5000),
+        ("concurrency", "65"),
+        ("max_audio_seconds", "0"),
+        ("max_audio_seconds", "nan"),
+        ("max_audio_seconds", "inf"),
+        ("download_timeout_seconds", "0"),
+        ("download_retries", "101"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_helps(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(f"WHISPER_{name.upper()}", text)
+    with pytest.raises(OptionError, match=re.escape(f"WHISPER_{name.upper()} = ")) as caught:
+        Settings()
+    message = str(caught.value)
+    assert message.endswith(f": give {allowed(name)}")
+    assert text.partition("?")[0][:20].lower() in message.lower()
+    assert len(message.splitlines()) == 1
+    assert len(message) < 300
+    assert caught.value.__cause__ is None
+
+
+def test_no_message_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_ARTIFACT_URL", "ftp://user:pa/ss@mirror.local/models?token=secret")
+    with pytest.raises(OptionError, match=r"'ftp://mirror\.local/models'"):
+        Settings()
+    monkeypatch.setenv("WHISPER_ARTIFACT_URL", "https://user:hush@mirror.local/models")
+    assert "hush" not in repr(Settings())
+
+
+def test_an_unknown_argument_is_named() -> None:
+    with pytest.raises(OptionError, match="unknown setting 'modell'.*model_size"):
+        Settings(modell="small")
+
+
+def test_other_variables_are_nobody_s_concern(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_FAVOURITE_COLOUR", "green")
+    Settings()
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().threads = 2  # type: ignore[misc]
+
+
+def test_settings_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    get_settings.cache_clear()
+    try:
+        before = get_settings()
+        monkeypatch.setenv("WHISPER_THREADS", "3")
+        assert get_settings() is before
+        get_settings.cache_clear()
+        assert get_settings().threads == 3
+    finally:
+        get_settings.cache_clear()
+
+
+def test_models_lie_in_the_user_s_data_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert Settings().model_root.name == "models"
+    assert Settings().model_root.parent.name == "whisperlib"
+
+
+def test_the_names_are_those_of_the_catalogue() -> None:
+    assert tuple(models.CATALOGUE) == MODEL_NAMES

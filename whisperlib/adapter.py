@@ -1,0 +1,328 @@
+"""`WhisperLibraryAdapter`: a model loaded once, and requests on it, several at a time."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+
+from whisperlib import assets, audio, binding, models, system, variants
+from whisperlib.audio import Source as AudioSource
+from whisperlib.binding import Context, VadContext
+from whisperlib.errors import AudioError, ClosedError, InterruptedTranscription, OptionError
+from whisperlib.job import Job, TranscriptionStream
+from whisperlib.options import TranscribeOptions, resolve_options
+from whisperlib.pcm import SAMPLE_RATE, Samples
+from whisperlib.request import Interrupt, Request
+from whisperlib.results import LanguageGuess, Segment, Transcription
+from whisperlib.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+MAX_THREADS_PER_STATE = 8  # one state stops scaling there; several states go on
+MAX_THREADS = 512
+MAX_STATES = 64
+
+_T = TypeVar("_T")
+_instance_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What an adapter runs: see `WhisperLibraryAdapter.config`. Sizes are bytes, times seconds."""
+
+    model: str
+    path: Path
+    device: str
+    compute_type: str
+    beam_size: int
+    threads: int
+    concurrency: int
+    process_id: int
+    instance_id: str
+    library_directory: Path
+    library_version: str
+    library_variant: str
+    load_seconds: float
+    warm_up_seconds: float
+    resident_bytes: int
+
+
+class WhisperLibraryAdapter:
+    """Loads a ggml Whisper model once and transcribes with it, from as many threads as like.
+
+    `model` is a name (`"small"`), a file or a directory; None takes `WHISPER_MODEL_SIZE`. `device` is `auto`,
+    `cpu` or `cuda`; `compute_type` is `auto` (f16 on a GPU, the fastest accurate file on a CPU) or a weight type
+    (`"q5_1"`). `concurrency` requests run at once, each with a fresh state of its own on the one copy of the
+    weights and `threads` threads; more wait in the order in which they came. Left out, both are chosen so that
+    their product fits what the cgroup allows. `library_dir` names the native libraries' directory.
+
+    A result depends on nothing but its own audio and options. Raises ModelError, LibraryError or OptionError.
+
+        with WhisperLibraryAdapter("small") as whisper:
+            print(whisper.transcribe("talk.mp3").text)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        compute_type: str | None = None,
+        threads: int | None = None,
+        concurrency: int | None = None,
+        library_dir: str | os.PathLike[str] | None = None,
+        flash_attention: bool = True,
+        download: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings = settings or get_settings()
+        instance_id = f"{os.getpid()}-{next(_instance_numbers)}"
+        logger.info("instance %s: creating an adapter for %s", instance_id, model or self.settings.model_size)
+        started = time.monotonic()
+        wanted_device = device or self.settings.device
+        model_file = models.resolve(
+            model,
+            quantization=compute_type or self.settings.quantization,
+            device="cpu" if wanted_device == "cpu" or not binding.ask_driver().available else "cuda",
+            download=download,
+            settings=self.settings,
+        )
+        self._model = model_file
+        choice = variants.choose(wanted_device, library_dir, model_file.path.parent)
+        self._threads, self._concurrency = _share_cores(
+            threads or self.settings.threads or None, concurrency or self.settings.concurrency or None
+        )
+        library = binding.load(choice.directory)
+        self._context = Context(
+            library, model_file.path, use_gpu=choice.device == "cuda", flash_attention=flash_attention
+        )
+        self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        # The engine's own threads: however many callers come, there are this many states and thread pools.
+        self._executor = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"whisper-{instance_id}")
+        load_seconds = time.monotonic() - started
+        try:
+            warm_up_seconds = self._warm_up()
+        except BaseException:
+            self.close()
+            raise
+        self._config = ModelConfig(
+            model=model_file.name,
+            path=model_file.path,
+            device=choice.device,
+            compute_type=model_file.quantization,
+            beam_size=TranscribeOptions().beam_size,
+            threads=self._threads,
+            concurrency=self._concurrency,
+            process_id=os.getpid(),
+            instance_id=instance_id,
+            library_directory=choice.directory,
+            library_version=library.version,
+            library_variant=choice.variant,
+            load_seconds=load_seconds,
+            warm_up_seconds=warm_up_seconds,
+            resident_bytes=system.resident_bytes(),
+        )
+        logger.info(
+            "instance %s: loaded %s (%s) on %s with %d × %d threads in %.2f s, warmed up in %.2f s, %.0f MB resident",
+            instance_id,
+            model_file.name,
+            model_file.quantization,
+            choice.device,
+            self._concurrency,
+            self._threads,
+            load_seconds,
+            warm_up_seconds,
+            self._config.resident_bytes / 1e6,
+        )
+
+    @property
+    def config(self) -> ModelConfig:
+        """What this adapter runs."""
+        return self._config
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing.is_set()
+
+    def transcribe(
+        self, source: AudioSource, options: TranscribeOptions | None = None, **overrides: Any
+    ) -> Transcription:
+        """Transcribe `source`: a path, a file object, bytes, or a float32 array of shape (n,) at 16 kHz.
+
+        `overrides` are single options by name: `transcribe("a.wav", language="de")`. Raises AudioError for
+        audio that cannot be used, OptionError, EngineError; TranscriptionCancelled or DeadlineExceeded, with the
+        finished part in `partial`, unless `on_interrupt="partial"` asks for it as the result.
+        """
+        request = self._request(source, resolve_options(options, overrides))
+        return self._submit(request, request.run, request.interrupted).result()
+
+    def stream(
+        self, source: AudioSource, options: TranscribeOptions | None = None, **overrides: Any
+    ) -> TranscriptionStream:
+        """Transcribe as `transcribe` does, giving each segment as soon as it is settled.
+
+        The audio is read, and the request queued, before this returns; a slow reader holds nothing up.
+        """
+        segments: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()
+        request = self._request(source, resolve_options(options, overrides), on_segment=segments.put)
+        return TranscriptionStream(self._submit(request, request.run, request.interrupted), segments)
+
+    def detect_language(
+        self, source: AudioSource, options: TranscribeOptions | None = None, **overrides: Any
+    ) -> LanguageGuess:
+        """Tell the language of the first 30 s of speech. Raises AudioError where there is no speech."""
+        request = self._request(source, resolve_options(options, overrides))
+        return self._submit(request, request.detect_language, _raise).result()
+
+    def close(self) -> None:
+        """Stop what runs, within one encoder or decoder step, and free the model. Again: nothing happens."""
+        self._closing.set()
+        if os.getpid() != self._context.library.pid:
+            return  # a fork's copy: threads and memory are the parent's
+        # Queued requests run too: each finds the adapter closing and ends at once with a clear error.
+        self._executor.shutdown(wait=True)
+        while not self._vads.empty():
+            self._vads.get().close()
+        self._context.close()
+
+    def __enter__(self) -> WhisperLibraryAdapter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _request(
+        self, source: AudioSource, options: TranscribeOptions, on_segment: Callable[[Segment], None] | None = None
+    ) -> Request:
+        self._check_usable(options)
+        started = time.monotonic()
+        samples = audio.load(source, max_seconds=self.settings.max_audio_seconds)
+        return Request(
+            samples=_cut(samples, options),
+            options=options,
+            interrupt=Interrupt(options, self._closing, started),
+            threads=options.threads or self._threads,
+            model=self._model.name,
+            duration=len(samples) / SAMPLE_RATE,
+            origin_seconds=options.offset_seconds,
+            decode_seconds=time.monotonic() - started,
+            on_segment=on_segment,
+        )
+
+    def _check_usable(self, options: TranscribeOptions) -> None:
+        self._context.library.check_process()
+        if self.closed:
+            raise ClosedError("the adapter was closed")
+        languages = self._context.languages()
+        if options.language is not None and options.language not in languages:
+            raise OptionError(
+                f"language = {options.language!r}: {self._context.path.name} knows {len(languages)} languages, "
+                "not this one"
+            )
+        if options.task == "translate" and not self._context.is_multilingual:
+            raise OptionError(f"task = 'translate': {self._context.path.name} knows English only")
+        most = max(self._threads, system.cpu_allowance().cores)
+        if options.threads is not None and options.threads > most:
+            raise OptionError(f"threads = {options.threads}: give at most {most}, what this process may use")
+
+    def _submit(
+        self,
+        request: Request,
+        run: Callable[[Context, VadContext | None], _T],
+        when_interrupted: Callable[[InterruptedTranscription], _T],
+    ) -> Job[_T]:
+        def in_engine_thread() -> _T:
+            with self._vad(request.options) as vad:
+                return run(self._context, vad)
+
+        try:
+            future = self._executor.submit(in_engine_thread)
+        except RuntimeError:  # the executor was shut down
+            raise ClosedError("the adapter was closed") from None
+        return Job(future, request.interrupt, when_interrupted)
+
+    @contextmanager
+    def _vad(self, options: TranscribeOptions) -> Iterator[VadContext | None]:
+        """Lend a detector, one per running request; they are kept, as each call clears their memory."""
+        if not options.vad:
+            yield None
+            return
+        try:
+            vad = self._vads.get_nowait()
+        except queue.Empty:
+            vad = VadContext(self._context.library, assets.VAD_MODEL)
+        try:
+            yield vad
+        finally:
+            self._vads.put(vad)
+
+    def _warm_up(self) -> float:
+        """Run detector, encoder and decoder once on a second of silence; return the seconds it took."""
+        started = time.monotonic()
+        silence = np.zeros(SAMPLE_RATE, np.float32)
+
+        def run() -> None:
+            with self._vad(TranscribeOptions()) as vad, self._context.new_state() as state:
+                if vad:
+                    vad.speech_probabilities(silence)
+                state.detect_language(silence, self._threads)
+
+        self._executor.submit(run).result()
+        return time.monotonic() - started
+
+
+def _raise(reason: InterruptedTranscription) -> NoReturn:
+    raise reason
+
+
+def _cut(samples: Samples, options: TranscribeOptions) -> Samples:
+    """Take what `offset_seconds` and `duration_seconds` ask for, without a copy."""
+    first = round(options.offset_seconds * SAMPLE_RATE)
+    if first >= len(samples):
+        raise AudioError(
+            f"offset_seconds = {options.offset_seconds:g} is past the end of the audio, "
+            f"{len(samples) / SAMPLE_RATE:.2f} s"
+        )
+    if options.duration_seconds is None:
+        return samples[first:]
+    return samples[first : first + max(1, round(options.duration_seconds * SAMPLE_RATE))]
+
+
+def _share_cores(threads: int | None, concurrency: int | None) -> tuple[int, int]:
+    """Choose (threads per state, states) so that their product fits the cores that this process may use.
+
+    With few cores one request gets them all: two at one thread each take as long as the two in turn.
+    """
+    for name, value, most in (("threads", threads, MAX_THREADS), ("concurrency", concurrency, MAX_STATES)):
+        if value is not None and not 1 <= value <= most:
+            raise OptionError(f"{name} = {value}: give 1 to {most}")
+    allowance = system.cpu_allowance()
+    if threads is None:
+        threads = max(1, min(MAX_THREADS_PER_STATE, allowance.cores // (concurrency or 1)))
+    if concurrency is None:
+        concurrency = max(1, min(MAX_STATES, allowance.cores // threads))
+    if threads * concurrency > allowance.cores:
+        logger.warning(
+            "%d states of %d threads want more than the %s this process may use: they will slow each other down",
+            concurrency,
+            threads,
+            allowance,
+        )
+    return threads, concurrency

@@ -1,0 +1,33 @@
+"""The only room that knows ctypes: whisper.cpp's C interface as a few safe Python objects."""
+
+from whisperlib.binding.cuda import CudaAvailability, ask_driver
+from whisperlib.binding.handles import (
+    Callbacks,
+    Context,
+    FullArguments,
+    RawSegment,
+    RawToken,
+    State,
+    VadContext,
+)
+from whisperlib.binding.library import Device, Library, load, loaded, runtime_directories
+from whisperlib.binding.search import Candidate, candidates
+
+__all__ = [
+    "Callbacks",
+    "Candidate",
+    "Context",
+    "CudaAvailability",
+    "Device",
+    "FullArguments",
+    "Library",
+    "RawSegment",
+    "RawToken",
+    "State",
+    "VadContext",
+    "ask_driver",
+    "candidates",
+    "load",
+    "loaded",
+    "runtime_directories",
+]

@@ -1,0 +1,133 @@
+"""Every exception that whisperlib raises on purpose.
+
+    WhisperlibError
+    ├── OptionError            an option or setting is out of range        (ValueError)
+    ├── AudioError             the audio cannot be used                    (ValueError)
+    │   ├── AudioNotFoundError no such file                                (FileNotFoundError)
+    │   ├── AudioDecodeError   not audio, truncated, encrypted, no audio track
+    │   └── AudioTooLongError  longer than the limit on decoded duration
+    ├── ModelError             the model cannot be used
+    │   ├── ModelNotFoundError no such name, directory or file             (FileNotFoundError)
+    │   ├── ModelFileError     not a ggml Whisper model, damaged, wrong checksum
+    │   └── DownloadError      the file could not be fetched
+    ├── LibraryError           the native libraries cannot be used
+    │   ├── LibraryNotFoundError  no directory holds them                  (FileNotFoundError)
+    │   ├── LibraryLoadError      a file is there but does not load
+    │   └── AbiMismatchError      another version or struct layout
+    ├── EngineError            native code reported a failure
+    │   ├── OutOfMemoryError   an allocation failed                        (MemoryError)
+    │   └── ForkedProcessError used in a process forked after the library was loaded
+    ├── ClosedError            the handle or adapter was closed
+    └── InterruptedTranscription  stopped before the end; holds what was finished
+        ├── TranscriptionCancelled
+        └── DeadlineExceeded                                               (TimeoutError)
+
+The message says what was wrong, with what value, and what to do. Where a builtin exception fits, the
+class inherits it, so that callers who know nothing of whisperlib can still catch it.
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from whisperlib.results import Transcription
+
+
+class WhisperlibError(Exception):
+    """Base of every exception below."""
+
+
+class OptionError(WhisperlibError, ValueError):
+    """An option, argument or setting has a value that cannot be used."""
+
+
+class AudioError(WhisperlibError, ValueError):
+    """The audio cannot be used."""
+
+
+class AudioNotFoundError(AudioError, FileNotFoundError):
+    """There is no such audio file."""
+
+
+class AudioDecodeError(AudioError):
+    """The input is not audio that can be decoded: not audio, empty, truncated or encrypted."""
+
+
+class AudioTooLongError(AudioError):
+    """The decoded audio is longer than the limit."""
+
+
+class ModelError(WhisperlibError):
+    """The model cannot be used."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """No model has this name, or its file or directory is not there."""
+
+
+class ModelFileError(ModelError):
+    """The file is not a ggml Whisper model, is damaged, or has the wrong checksum."""
+
+
+class DownloadError(ModelError):
+    """A model file could not be fetched; nothing half-done stands under its final name."""
+
+
+class LibraryError(WhisperlibError):
+    """The native libraries cannot be used."""
+
+
+class LibraryNotFoundError(LibraryError, FileNotFoundError):
+    """No directory that was searched holds the native libraries."""
+
+
+class LibraryLoadError(LibraryError):
+    """A native library is there but cannot be loaded."""
+
+
+class AbiMismatchError(LibraryError):
+    """The native library has another version or struct layout than this binding mirrors."""
+
+
+class EngineError(WhisperlibError):
+    """Native code reported a failure.
+
+    `code` is the value that the C function returned, or None where it has none.
+    """
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class OutOfMemoryError(EngineError, builtins.MemoryError):
+    """An allocation in native code failed."""
+
+
+class ForkedProcessError(EngineError):
+    """Native code was used in a process forked after the library was loaded.
+
+    Thread pools and CUDA do not survive a fork: load in the process that transcribes.
+    """
+
+
+class ClosedError(WhisperlibError):
+    """The handle or adapter was closed before this call."""
+
+
+class InterruptedTranscription(WhisperlibError):  # noqa: N818  (named for what happened)
+    """The transcription was stopped before its end. `partial` holds the segments settled until then."""
+
+    def __init__(self, message: str, partial: Transcription | None = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class TranscriptionCancelled(InterruptedTranscription):
+    """The caller's cancel token was set, or the adapter was closed."""
+
+
+class DeadlineExceeded(InterruptedTranscription, TimeoutError):  # noqa: N818
+    """The deadline passed before the end."""

@@ -1,0 +1,28 @@
+"""Models by name: where their files lie, whether they are sound, and how missing ones are fetched or made."""
+
+from whisperlib.models.catalogue import CATALOGUE, Artifact, Catalogue, Model
+from whisperlib.models.header import Header, VadHeader, check_header, check_vad_header
+from whisperlib.models.quantizer import find_quantizer, quantize
+from whisperlib.models.store import ModelFile, Shelf, Verified, fetch, list_models, resolve, verify
+from whisperlib.models.transfer import Progress
+
+__all__ = [
+    "CATALOGUE",
+    "Artifact",
+    "Catalogue",
+    "Header",
+    "Model",
+    "ModelFile",
+    "Progress",
+    "Shelf",
+    "VadHeader",
+    "Verified",
+    "check_header",
+    "check_vad_header",
+    "fetch",
+    "find_quantizer",
+    "list_models",
+    "quantize",
+    "resolve",
+    "verify",
+]

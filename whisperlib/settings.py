@@ -1,0 +1,174 @@
+"""What the environment sets, in variables that begin with `WHISPER_`: one frozen object, checked once."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+import platformdirs
+import pydantic
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from whisperlib.errors import OptionError
+
+PREFIX = "WHISPER_"
+MODEL_NAMES = ("micro", "tiny", "base", "small", "medium", "large-v3-turbo", "large-v3")
+# One revision, so that the pinned sizes and sums stay right.
+UPSTREAM = "https://huggingface.co/ggerganov/whisper.cpp/resolve/5359861c739e955e79d9a303bcbc70fb988958b1"
+MAX_SHOWN_CHARACTERS = 100  # of a refused value, in the message
+
+Quantization = Literal["auto", "f16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"]
+QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+
+_SECRETS = re.compile(r"(?<=//)\S*@|\?\S*")
+
+
+def _setting(unit: str, description: str, *, allowed: str = "", **field: Any) -> Any:
+    """Declare a field. `allowed` says what it may be where its type and its bounds do not."""
+    return Field(description=description, json_schema_extra={"unit": unit, "allowed": allowed}, **field)
+
+
+def _user_models() -> Path:
+    return platformdirs.user_data_path("whisperlib", appauthor=False) / "models"
+
+
+class Settings(BaseSettings):
+    """The settings; each comes from the variable of its name in capitals after `WHISPER_`.
+
+    An empty variable counts as unset. `unit` and `allowed` of each field are in its JSON schema, and
+    docs/settings.md lists them all. Raises OptionError, which names the variable, its value and what is allowed.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        str_strip_whitespace=True,
+    )
+
+    model_size: str = _setting(
+        "name or path",
+        "Model that is used when none is named.",
+        allowed=f"{', '.join(MODEL_NAMES)}, or a path with a /",
+        default="small",
+    )
+    model_root: Path = _setting(
+        "path", "Directory of the model directories.", allowed="a path", default_factory=_user_models
+    )
+    artifact_url: str = _setting(
+        "URL",
+        "Address below which the model files are fetched.",
+        allowed="an http or https URL without a query",
+        default=UPSTREAM,
+        repr=False,  # a mirror's may hold a password
+    )
+    quantization: Quantization = _setting(
+        "weight type",
+        "Weight type, also called compute type; `auto` takes the best file that is there.",
+        default="auto",
+    )
+    device: Literal["auto", "cpu", "cuda"] = _setting("device", "Where the model runs.", default="auto")
+    lib_dir: Path | None = _setting(
+        "path", "Directory of the native libraries; unset, they are searched.", allowed="a path", default=None
+    )
+    threads: int = _setting("threads", "Threads of one request; 0: as the cgroup allows.", default=0, ge=0, le=512)
+    concurrency: int = _setting("requests", "Requests that run at once; 0: as the cores allow.", default=0, ge=0, le=64)
+    max_audio_seconds: float = _setting("seconds", "Longer audio is refused.", default=14_400.0, ge=0.1, le=86_400)
+    download_timeout_seconds: float = _setting(
+        "seconds", "A model host that is silent for so long has failed.", default=30.0, ge=0.1, le=3600
+    )
+    download_retries: int = _setting("retries", "Further tries of a download that broke off.", default=5, ge=0, le=100)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _setting(
+        "level", "What the command line logs.", default="WARNING"
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except pydantic.ValidationError as error:
+            raise OptionError(_first_complaint(error)) from None
+
+    @pydantic.field_validator("model_size")
+    @classmethod
+    def _known_model(cls, value: str) -> str:
+        if value.lower() in MODEL_NAMES:
+            return value.lower()
+        if "/" not in value:
+            raise ValueError("unknown name")
+        return value
+
+    @pydantic.field_validator("artifact_url")
+    @classmethod
+    def _web_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        # To read the port raises ValueError where it is no number: a password with a slash looks like that.
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0 or re.search(r"\s", value):
+            raise ValueError("not a web address")
+        if "?" in value:
+            raise ValueError("file names follow it")
+        return value.rstrip("/")
+
+    @pydantic.field_validator("model_root", "lib_dir", mode="before")
+    @classmethod
+    def _one_path(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = value.strip()
+        if value == "" or "\0" in str(value):
+            raise ValueError("not a path")
+        return value
+
+    @pydantic.field_validator("model_root", "lib_dir")
+    @classmethod
+    def _home(cls, value: Path | None) -> Path | None:
+        try:
+            return value and value.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("no such home directory") from None
+
+    @pydantic.field_validator("quantization", "device", "log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        value = value.strip()
+        return value.upper() if info.field_name == "log_level" else value.lower()
+
+
+@cache
+def get_settings() -> Settings:
+    """Return the settings, read at the first call; `get_settings.cache_clear()` has them read anew."""
+    return Settings()
+
+
+def allowed(field: str) -> str:
+    """Say what a setting may be: "a whole number, 0 to 512", "auto, cpu, cuda"."""
+    schema = Settings.model_json_schema()["properties"][field]
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    if "minimum" in schema:
+        number = "a whole number" if schema["type"] == "integer" else "a number"
+        return f"{number}, {schema['minimum']:g} to {schema['maximum']:g}"
+    return str(schema["allowed"])
+
+
+def without_credentials(text: str) -> str:
+    """Return `text` without users and passwords in its URLs, and without their queries, which may be signatures."""
+    return _SECRETS.sub("", text)
+
+
+def _first_complaint(error: pydantic.ValidationError) -> str:
+    details = error.errors()[0]
+    field = str(details["loc"][0])
+    if details["type"] == "extra_forbidden":
+        return f"unknown setting {field!r}: the settings are {', '.join(sorted(Settings.model_fields))}"
+    shown = repr(without_credentials(str(details["input"])))
+    if len(shown) > MAX_SHOWN_CHARACTERS:
+        shown = f"{shown[:MAX_SHOWN_CHARACTERS]}…"
+    return f"{PREFIX}{field.upper()} = {shown}: give {allowed(field)}"
