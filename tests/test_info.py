@@ -12,9 +12,9 @@ import pytest
 from whisperlib import binding, info, variants
 from whisperlib.settings import Settings, get_settings
 
-V2 = "lm cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3".split()
-V3 = [*V2, *"abm avx avx2 bmi1 bmi2 f16c fma movbe xsave".split()]
-V4 = [*V3, *"avx512f avx512bw avx512cd avx512dq avx512vl".split()]
+V2 = ["lm", "cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"]
+V3 = [*V2, "abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave"]
+V4 = [*V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]
 
 
 @pytest.fixture(autouse=True)
