@@ -7,6 +7,7 @@ than the first fifty requests left behind.
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import sys
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from whisperlib import CancelToken, WhisperLibraryAdapter, assets, system
+from whisperlib import CancelToken, WhisperLibraryAdapter, assets, binding, system
 from whisperlib.errors import AudioError, DeadlineExceeded, TranscriptionCancelled
 
 WARM_UP = 50
@@ -123,6 +124,8 @@ def soak(requests: int, model: str, concurrency: int) -> list[Usage]:
         for first in range(0, requests, 10):
             batch = [(KINDS[i % len(KINDS)], i) for i in range(first, min(first + 10, requests))]
             list(pool.map(lambda item: item[0](whisper, item[1]), batch))
+            gc.collect()
+            binding.release_unused()
             curve.append(usage())
             progress.advance(task, len(batch))
     return curve

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +111,8 @@ class WhisperLibraryAdapter:
         )
         self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._pending = 0
+        self._pending_lock = threading.Lock()
         # The engine's own threads: however many callers come, there are this many states and thread pools.
         self._executor = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"whisper-{instance_id}")
         load_seconds = time.monotonic() - started
@@ -252,11 +254,22 @@ class WhisperLibraryAdapter:
             with self._vad(request.options) as vad:
                 return run(self._context, vad)
 
-        try:
-            future = self._executor.submit(in_engine_thread)
-        except RuntimeError:  # the executor was shut down
-            raise ClosedError("the adapter was closed") from None
+        with self._pending_lock:
+            try:
+                future = self._executor.submit(in_engine_thread)
+            except RuntimeError:  # the executor was shut down
+                raise ClosedError("the adapter was closed") from None
+            self._pending += 1
+        future.add_done_callback(self._tidy_when_idle)
         return Job(future, request.interrupt, when_interrupted)
+
+    def _tidy_when_idle(self, _future: Future[Any]) -> None:
+        """Give freed memory back once nothing runs or waits; the caller has the result by then."""
+        with self._pending_lock:
+            self._pending -= 1
+            idle = self._pending == 0
+        if idle:
+            binding.release_unused()
 
     @contextmanager
     def _vad(self, options: TranscribeOptions) -> Iterator[VadContext | None]:

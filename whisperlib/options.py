@@ -117,7 +117,7 @@ class TranscribeOptions(_Frozen):
     """
 
     language: str | None = Field(
-        None, description="Code ('de'), regional tag or English name; None or 'auto' detects it."
+        None, description="Code ('de'), regional tag or English name; left out or 'auto': it is detected."
     )
     task: Task = Field("transcribe", description="'translate' gives English text.")
     beam_size: int = Field(5, ge=1, le=MAX_DECODERS, description="Beams at temperature 0; 1 is greedy.")
@@ -156,7 +156,7 @@ class TranscribeOptions(_Frozen):
     )
     offset_seconds: float = Field(0.0, ge=0.0, le=1e6, description="Start here.")
     duration_seconds: float | None = Field(
-        None, gt=0.0, le=1e6, description="Use this much from the offset; None: to the end."
+        None, gt=0.0, le=1e6, description="Use this much from the offset; left out: to the end."
     )
     vad: bool = Field(True, description="Find speech first: pauses are skipped, silence costs no inference.")
     vad_options: VadOptions = Field(default_factory=VadOptions, description="How speech is found.")
@@ -166,12 +166,14 @@ class TranscribeOptions(_Frozen):
         le=MAX_AUDIO_CTX,
         description="Encoder positions of 20 ms, a multiple of 256; 0: the full 1500. The audio must fit.",
     )
-    threads: int | None = Field(None, ge=1, le=512, description="Threads of this request; None: the adapter's.")
+    threads: int | None = Field(
+        None, ge=1, le=512, description="Threads of this request; left out: those of the loaded model."
+    )
     timeout_seconds: float | None = Field(
         None, gt=0.0, le=1e7, description="Deadline, counted from the call; waiting for a slot counts."
     )
     on_interrupt: Literal["raise", "partial"] = Field(
-        "raise", description="At a deadline or cancel: raise, or return what is finished."
+        "raise", description="At a deadline or cancel: fail, or give what is finished."
     )
     cancel: CancelToken | None = Field(None, repr=False, description="Stops the request from another thread.")
     progress: ProgressCallback | None = Field(

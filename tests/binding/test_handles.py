@@ -202,7 +202,7 @@ def test_an_exception_in_a_callback_comes_out_of_full(context: Context, clip: Sa
             state.full(ENGLISH, clip, callbacks)
 
 
-def test_stop_ends_within_a_step(context: Context, clip: Samples) -> None:
+def test_stop_ends_within_a_step(context: Context, clip: Samples, caplog: pytest.LogCaptureFixture) -> None:
     asked = 0
 
     def stop() -> bool:
@@ -214,6 +214,7 @@ def test_stop_ends_within_a_step(context: Context, clip: Samples) -> None:
         state.full(ENGLISH, clip, Callbacks(stop=stop))
     assert asked == 3
     assert caught.value.code in {-6, -8, -9}
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize(

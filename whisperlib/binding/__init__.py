@@ -11,6 +11,7 @@ from whisperlib.binding.handles import (
     VadContext,
 )
 from whisperlib.binding.library import Device, Library, load, loaded, runtime_directories
+from whisperlib.binding.memory import release_unused
 from whisperlib.binding.search import Candidate, candidates
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "candidates",
     "load",
     "loaded",
+    "release_unused",
     "runtime_directories",
 ]

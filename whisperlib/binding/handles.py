@@ -442,10 +442,7 @@ def _connect(params: FullParams, state: State, callbacks: Callbacks) -> _Kept:
         if callbacks.progress:
             callbacks.progress(min(max(percent / 100, 0.0), 1.0))
 
-    def must_stop(*_arguments: int) -> bool:
-        return bool(callbacks.stop and callbacks.stop())
-
-    stop = guarded(must_stop, True)
+    stop = guarded(lambda *_: _must_stop(callbacks), True)
     params.new_segment_callback = NewSegmentCallback(guarded(on_segments, None))
     params.progress_callback = ProgressCallback(guarded(on_progress, None))
     params.abort_callback = AbortCallback(stop)
@@ -457,6 +454,13 @@ def _connect(params: FullParams, state: State, callbacks: Callbacks) -> _Kept:
         params.encoder_begin_callback,
     ]
     return kept
+
+
+def _must_stop(callbacks: Callbacks) -> bool:
+    if not (callbacks.stop and callbacks.stop()):
+        return False
+    log.expect_stop()
+    return True
 
 
 def _samples_pointer(samples: Samples, minimum: int = MIN_SAMPLES) -> Any:

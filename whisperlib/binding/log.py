@@ -23,6 +23,7 @@ class _ThreadLog(threading.local):
         self.pending = b""
         self.level = 2
         self.errors: deque[str] = deque(maxlen=4)
+        self.stopping = False
 
 
 _thread = _ThreadLog()
@@ -40,15 +41,22 @@ def _receive(level: int, text: bytes | None, _user_data: object) -> None:
             continue
         if _thread.level == _ERROR:
             _thread.errors.append(message)
-        logger.log(_LEVELS.get(_thread.level, logging.DEBUG), "%s", message)
+        level = logging.DEBUG if _thread.stopping else _LEVELS.get(_thread.level, logging.DEBUG)
+        logger.log(level, "%s", message)
 
 
 _receive_from_c = LogCallback(_receive)
 
 
 def forget_errors() -> None:
-    """Forget the errors that native code has logged on this thread."""
+    """Forget the errors that native code has logged on this thread, and that it was told to stop."""
     _thread.errors.clear()
+    _thread.stopping = False
+
+
+def expect_stop() -> None:
+    """Take what native code on this thread says from here on as detail: it was told to stop, and calls that failing."""
+    _thread.stopping = True
 
 
 def recent_errors() -> str:
