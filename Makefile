@@ -38,7 +38,7 @@ native-cuda: $(VENV)/.build ## compile them for NVIDIA GPUs (an hour or more; CU
 model: $(VENV)/.micro-model native ## train the micro model that demo and tests use (75 minutes; fetches torch)
 	@$(PY) -m tools.micro_model $(ARGS)
 
-bench: $(VENV)/.build native ## measure speed
+bench: $(VENV)/.build native ## compare with whisper-cli spawned per request (ratios of medians)
 	@$(PY) -m bench $(ARGS)
 
 soak: $(VENV)/.dev native ## run for long and watch memory and results

@@ -334,15 +334,9 @@ int posix_memalign(void ** out, size_t alignment, size_t size) {
 """
 
 
-def test_an_allocation_that_fails_costs_one_request(run_python: RunPython, tmp_path: Path) -> None:
-    """whisper_full frees the state itself when the decoders' cache cannot be had: it must not be freed again."""
-    (tmp_path / "stingy.c").write_text(STINGY_ALLOCATOR, encoding="utf-8")
-    library = tmp_path / "stingy.so"
-    subprocess.run(["g++", "-shared", "-fPIC", "-x", "c", str(tmp_path / "stingy.c"), "-o", str(library)], check=True)
-    child = run_python(
-        """
+FAILED_ALLOCATION = """
 import ctypes, sys
-from whisperlib import WhisperLibraryAdapter, assets
+from whisperlib import WhisperLibraryAdapter, assets, binding
 from whisperlib.errors import OutOfMemoryError
 sampled = {"temperature": 0.8, "temperature_increment": 0.0, "best_of": 8, "beam_size": 1}
 sampled |= {"language": "en", "vad": False}
@@ -358,10 +352,27 @@ with WhisperLibraryAdapter("micro", threads=1, concurrency=1) as whisper:
         print("out of memory", error.code)
     armed.value = 0
     print(whisper.transcribe(clip, **sampled).segments == before.segments)
-""",
-        environment={"LD_PRELOAD": str(library)},
-    )
+"""
+
+
+@pytest.fixture
+def starved(run_python: RunPython, tmp_path: Path) -> Callable[[str], Any]:
+    """Run code in a process whose memory can be made to end."""
+    (tmp_path / "stingy.c").write_text(STINGY_ALLOCATOR, encoding="utf-8")
+    library = tmp_path / "stingy.so"
+    subprocess.run(["g++", "-shared", "-fPIC", "-x", "c", str(tmp_path / "stingy.c"), "-o", str(library)], check=True)
+    return lambda code: run_python(code, environment={"LD_PRELOAD": str(library)})
+
+
+def test_an_allocation_that_fails_costs_one_request(starved: Callable[[str], Any]) -> None:
+    """whisper_full frees the state itself when the decoders' cache cannot be had: it must not be freed again."""
+    child = starved(FAILED_ALLOCATION)
     assert (child.returncode, child.stdout.splitlines()) == (0, ["out of memory -7", "True"]), child.stderr
+
+
+def test_an_allocation_that_fails_ends_the_naive_process(starved: Callable[[str], Any]) -> None:
+    child = starved(FAILED_ALLOCATION.replace("sampled = ", "binding.State._disown = lambda self: None\nsampled = ", 1))
+    assert child.returncode < 0
 
 
 def _frozen(result: Transcription) -> tuple[Any, ...]:

@@ -1,0 +1,1 @@
+"""Side-by-side comparisons: same weights, same audio, interleaved rounds, medians and ratios."""
