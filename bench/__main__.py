@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from whisperlib import WhisperLibraryAdapter, assets, audio
+from whisperlib.errors import WhisperlibError
 from whisperlib.pcm import SAMPLE_RATE, Samples
 
 SECONDS = (2.0, 11.0, 30.0)
@@ -59,14 +60,26 @@ def main() -> int:
     parser.add_argument("--model", default="micro", help="name or path of the model (micro)")
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (5)")
     arguments = parser.parse_args()
-    with WhisperLibraryAdapter(arguments.model, concurrency=1) as whisper:
+    if arguments.rounds < 1:
+        parser.error(f"--rounds {arguments.rounds}: give at least 1")
+    try:
+        Console().print(measure(arguments.model, arguments.rounds))
+    except (WhisperlibError, OSError, subprocess.CalledProcessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measure(model: str, rounds: int) -> Table:
+    """Compare at every length, greedy and with five beams."""
+    with WhisperLibraryAdapter(model, concurrency=1) as whisper:
         config = whisper.config
         table = Table(title=f"{config.model} {config.compute_type}, {config.device}, {config.threads} threads")
         for heading in ("clip", "beams", "adapter, ms", "whisper-cli spawned, ms", "ratio"):
             table.add_column(heading, justify="right")
         for seconds in SECONDS:
             for beam_size in (1, 5):
-                ours, theirs = compare(whisper, clip(seconds), beam_size, arguments.rounds)
+                ours, theirs = compare(whisper, clip(seconds), beam_size, rounds)
                 table.add_row(
                     f"{seconds:.0f} s",
                     str(beam_size),
@@ -74,8 +87,7 @@ def main() -> int:
                     f"{theirs * 1e3:.0f}",
                     f"{ours / theirs:.2f}",
                 )
-    Console().print(table)
-    return 0
+    return table
 
 
 if __name__ == "__main__":

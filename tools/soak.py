@@ -20,7 +20,14 @@ import numpy as np
 from rich.progress import Progress
 
 from whisperlib import CancelToken, WhisperLibraryAdapter, assets, binding, system
-from whisperlib.errors import AudioError, DeadlineExceeded, TranscriptionCancelled
+from whisperlib.errors import (
+    AudioError,
+    DeadlineExceeded,
+    LibraryError,
+    ModelError,
+    OptionError,
+    TranscriptionCancelled,
+)
 
 WARM_UP = 50
 ALLOWED_GROWTH_BYTES = 8_000_000
@@ -160,7 +167,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.requests < 2 * WARM_UP:
         parser.error(f"--requests {arguments.requests}: give at least {2 * WARM_UP}")
-    curve = soak(arguments.requests, arguments.model, arguments.concurrency)
+    if arguments.concurrency < 1:
+        parser.error(f"--concurrency {arguments.concurrency}: give at least 1")
+    try:
+        curve = soak(arguments.requests, arguments.model, arguments.concurrency)
+    except (ModelError, LibraryError, OptionError) as error:
+        parser.error(str(error))
     for name, values in (
         ("resident MB", [u.resident // 1_000_000 for u in curve]),
         ("threads", [u.threads for u in curve]),

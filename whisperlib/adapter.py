@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -264,12 +264,13 @@ class WhisperLibraryAdapter:
         return Job(future, request.interrupt, when_interrupted)
 
     def _tidy_when_idle(self, _future: Future[Any]) -> None:
-        """Give freed memory back once nothing runs or waits; the caller has the result by then."""
+        """Have freed memory given back once nothing runs or waits, behind the request: its caller does not wait."""
         with self._pending_lock:
             self._pending -= 1
             idle = self._pending == 0
         if idle:
-            binding.release_unused()
+            with suppress(RuntimeError):  # the executor was shut down
+                self._executor.submit(binding.release_unused)
 
     @contextmanager
     def _vad(self, options: TranscribeOptions) -> Iterator[VadContext | None]:

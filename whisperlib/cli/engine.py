@@ -58,7 +58,9 @@ def options() -> Iterator[SectionOption]:
         help="Directory of the native libraries.",
     )
     yield option(
-        "--flash-attention/--no-flash-attention", default=True, help="Attention in one pass: faster, less memory."
+        "--flash-attention/--no-flash-attention",
+        default=True,
+        help="Attention in one pass; which is faster depends on the processor.",
     )
 
 
