@@ -6,17 +6,37 @@ PY := $(VENV)/bin/python
 CODE := $(wildcard whisperlib tests native tools bench)
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
+COMPOSE ?= $(shell command -v docker-compose || echo docker compose)
+
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint native native-portable native-cuda model bench soak clean distclean
+.PHONY: help demo serve image image-cuda up down test test-docker lint native native-portable native-cuda model bench load soak clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
 		printf '  %-16s %s\n' "$$target" "$$text"; done
 
-demo: native ## build what is missing and transcribe a sample
+demo: native ## build what is missing, transcribe the samples, and ask a server for one
 	@$(PY) -m whisperlib.demo
+
+serve: native ## run the server at 127.0.0.1:8000, with the micro model unless WHISPER_MODEL_SIZE says otherwise
+	@WHISPER_MODEL_SIZE=$${WHISPER_MODEL_SIZE:-micro} $(PY) -m whisperlib serve $(ARGS)
+
+image: ## build the Docker image of the server, for any x86-64 CPU
+	@docker build -f docker/Dockerfile -t whisperlib $(ARGS) .
+
+image-cuda: ## build the one for NVIDIA GPUs (CUDA_ARCHITECTURES=90 for fewer)
+	@docker build -f docker/Dockerfile.cuda -t whisperlib-cuda --build-arg CUDA_ARCHITECTURES='$(CUDA_ARCHITECTURES)' $(ARGS) .
+
+up: image ## run it with docker-compose; WHISPER_MODEL_SIZE chooses the model
+	@$(COMPOSE) up -d api
+
+down: ## stop it
+	@$(COMPOSE) down
+
+test-docker: $(VENV)/.dev native ## build the image and test it
+	@$(PY) -m pytest tests/docker $(ARGS)
 
 test: $(VENV)/.dev native ## run the tests; make test ARGS='-k audio -x' passes options to pytest
 	@$(PY) -m pytest $(ARGS)
@@ -40,6 +60,9 @@ model: $(VENV)/.micro-model native ## train the micro model that demo and tests 
 
 bench: $(VENV)/.build native ## compare with whisper-cli spawned per request (ratios of medians)
 	@$(PY) -m bench $(ARGS)
+
+load: native ## ask a server from up to 64 clients at once, and compare every answer
+	@$(PY) -m bench.load $(ARGS)
 
 soak: $(VENV)/.dev native ## run for long and watch memory and results
 	@$(PY) tools/soak.py $(ARGS)

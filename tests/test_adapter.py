@@ -21,6 +21,7 @@ from whisperlib.errors import (
     DeadlineExceeded,
     EngineError,
     OptionError,
+    OverloadedError,
     TranscriptionCancelled,
 )
 from whisperlib.pcm import Samples
@@ -422,6 +423,49 @@ class TestConcurrency:
         for bad in ((0, None), (None, 0), (None, 65), (513, None)):
             with pytest.raises(OptionError, match="give 1 to"):
                 _share_cores(*bad)
+
+
+class TestLanes:
+    def test_a_clip_overtakes_a_long_file_between_two_windows(self, references: dict[str, dict[str, Any]]) -> None:
+        happened: list[str] = []
+        with WhisperLibraryAdapter("micro", threads=1, concurrency=1) as whisper, ThreadPoolExecutor() as pool:
+            first_window = threading.Event()
+
+            def hold_until_the_clip_waits(fraction: float) -> None:
+                happened.append("long")
+                while not first_window.is_set() and not whisper.workload().waiting:
+                    first_window.wait(0.01)
+                first_window.set()
+
+            long = pool.submit(
+                whisper.transcribe, assets.SAMPLES / "long_slt75.flac", progress=hold_until_the_clip_waits
+            )
+            while not happened:
+                first_window.wait(0.01)
+            clip = whisper.transcribe(
+                assets.SAMPLES / "rms_010.flac",
+                progress=lambda fraction: happened.append("clip" if fraction == 1 else ""),
+            )
+            alone = whisper.transcribe(assets.SAMPLES / "long_slt75.flac")
+            assert long.result() == alone
+        assert clip.text == references["rms_010"]["text"]
+        events = [event for event in happened if event]
+        assert "long" in events[events.index("clip") :]
+        assert long.result().timings.queue > clip.timings.inference * 0.9
+
+    def test_a_wait_that_is_too_long_is_refused_at_once(self, sample: Sample) -> None:
+        with WhisperLibraryAdapter("micro", threads=1, concurrency=1) as whisper:
+            assert whisper.transcribe(sample("rms_010"), max_wait_seconds=0).text
+            with whisper.stream(assets.SAMPLES / "long_slt75.flac") as long:
+                assert whisper.workload().running == 1
+                with pytest.raises(OverloadedError, match="try again in"):
+                    whisper.transcribe(sample("rms_010"), max_wait_seconds=0)
+                long.close()
+
+    def test_windows_without_text_are_counted(self, adapter: WhisperLibraryAdapter, silence: Samples) -> None:
+        result = adapter.transcribe(silence, language="en", vad=False)
+        assert (result.text, result.dropped_windows) == ("", 1)
+        assert adapter.transcribe(assets.SAMPLES / "long_slt75.flac").dropped_windows == 0
 
 
 class TestLanguage:

@@ -37,7 +37,7 @@ GERMAN = assets.SAMPLES / "german_001.flac"
 LONG = assets.SAMPLES / "long_slt75.flac"
 SILENCE = assets.SAMPLES / "silence_white5_0001.flac"
 SAID = {path: assets.sample_text(path.name) for path in (ONE, TWO, GERMAN)}
-NOT_TYPED = {"cancel", "progress"}  # objects of a Python caller
+NOT_TYPED = {"cancel", "progress", "max_wait_seconds"}  # objects of a Python caller, and a server's limit
 
 Invoke = Callable[..., Result]
 

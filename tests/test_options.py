@@ -29,6 +29,7 @@ NUMBERS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("audio_ctx", (0, 256, 512, 768, 1024, 1280, 1500), (-256, 1, 128, 255, 257, 384, 1499, 1501, 1536, 1792)),
     ("threads", (None, 1, 512), (0, -1, 513)),
     ("timeout_seconds", (None, 1e-6, 1e7), (0, -1, 1e7 + 1)),
+    ("max_wait_seconds", (None, 0, 1e7), (-1, 1e7 + 1)),
 ]
 VAD_NUMBERS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
     ("threshold", (0.05, 0.95), (0.049, 0.951)),

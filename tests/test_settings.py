@@ -41,7 +41,7 @@ def shown_default(name: str) -> str:
     field = Settings.model_fields[name]
     if field.default_factory:
         return "the user's data directory"
-    if field.default is None:
+    if field.default in {None, ()}:
         return "unset"
     return f"`{field.default:g}`" if isinstance(field.default, float) else f"`{field.default}`"
 
@@ -72,6 +72,15 @@ def test_no_variable_gives_the_defaults() -> None:
         ("download_timeout_seconds", "1e1", 10.0),
         ("download_retries", "0", 0),
         ("log_level", "debug", "DEBUG"),
+        ("log_level", "Auto", "auto"),
+        ("log_format", "JSON", "json"),
+        ("host", "::1", "::1"),
+        ("port", "80", 80),
+        ("http_threads", "8", 8),
+        ("cors_origins", "https://a.example, https://b.example", ("https://a.example", "https://b.example")),
+        ("url_allow", "127.0.0.1,10.0.0.0/8,", ("127.0.0.1", "10.0.0.0/8")),
+        ("max_body_bytes", "1048576", 1 << 20),
+        ("max_wait_seconds", "0", 0.0),
     ],
 )
 def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: Any) -> None:
@@ -115,6 +124,17 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str) 
         ("download_timeout_seconds", "0"),
         ("download_retries", "101"),
         ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("host", "two words"),
+        ("host", "http://localhost"),
+        ("port", "0"),
+        ("port", "65536"),
+        ("http_threads", "7"),
+        ("api_keys", ","),
+        ("cors_origins", "https://a.example https://b.example"),
+        ("url_allow", " "),
+        ("max_body_bytes", "1e3"),
+        ("shutdown_seconds", "-1"),
     ],
 )
 def test_a_bad_value_is_one_line_that_helps(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
@@ -123,7 +143,7 @@ def test_a_bad_value_is_one_line_that_helps(monkeypatch: pytest.MonkeyPatch, nam
         Settings()
     message = str(caught.value)
     assert message.endswith(f": give {allowed(name)}")
-    assert text.partition("?")[0][:20].lower() in message.lower()
+    assert name == "api_keys" or text.partition("?")[0][:20].lower() in message.lower()
     assert len(message.splitlines()) == 1
     assert len(message) < 300
     assert caught.value.__cause__ is None
@@ -135,6 +155,17 @@ def test_no_message_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings()
     monkeypatch.setenv("WHISPER_ARTIFACT_URL", "https://user:hush@mirror.local/models")
     assert "hush" not in repr(Settings())
+
+
+def test_keys_are_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_API_KEYS", "hush-one,hush-two")
+    settings = Settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == ["hush-one", "hush-two"]
+    assert "hush" not in f"{settings!r}{settings}{settings.model_dump_json()}"
+    monkeypatch.setenv("WHISPER_API_KEYS", "hush one")
+    with pytest.raises(OptionError, match="WHISPER_API_KEYS") as caught:
+        Settings()
+    assert "hush" not in str(caught.value)
 
 
 def test_an_unknown_argument_is_named() -> None:

@@ -9,8 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +21,13 @@ from whisperlib import assets, audio, binding, models, system, variants
 from whisperlib.audio import Source as AudioSource
 from whisperlib.binding import Context, VadContext
 from whisperlib.errors import AudioError, ClosedError, InterruptedTranscription, OptionError
+from whisperlib.interrupt import Interrupt
 from whisperlib.job import Job, TranscriptionStream
 from whisperlib.options import TranscribeOptions, resolve_options
 from whisperlib.pcm import SAMPLE_RATE, Samples
-from whisperlib.request import Interrupt, Request
+from whisperlib.request import Request
 from whisperlib.results import LanguageGuess, Segment, Transcription
+from whisperlib.scheduler import WINDOW_SECONDS, Scheduler, Turn, Workload
 from whisperlib.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,10 @@ _instance_numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What an adapter runs: see `WhisperLibraryAdapter.config`. Sizes are bytes, times seconds."""
+    """What an adapter runs: see `WhisperLibraryAdapter.config`. Sizes are bytes, times seconds.
+
+    `passed_over` says which builds of the libraries come before the one that runs but cannot be used here, and why.
+    """
 
     model: str
     path: Path
@@ -55,6 +59,7 @@ class ModelConfig:
     library_directory: Path
     library_version: str
     library_variant: str
+    passed_over: tuple[str, ...]
     load_seconds: float
     warm_up_seconds: float
     resident_bytes: int
@@ -111,10 +116,12 @@ class WhisperLibraryAdapter:
         )
         self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._pending = 0
-        self._pending_lock = threading.Lock()
-        # The engine's own threads: however many callers come, there are this many states and thread pools.
-        self._executor = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"whisper-{instance_id}")
+        self._scheduler = Scheduler(
+            self._concurrency,
+            short_seconds=self.settings.short_audio_seconds,
+            name=f"whisper-{instance_id}",
+            on_idle=binding.release_unused,
+        )
         load_seconds = time.monotonic() - started
         try:
             warm_up_seconds = self._warm_up()
@@ -134,6 +141,7 @@ class WhisperLibraryAdapter:
             library_directory=choice.directory,
             library_version=library.version,
             library_variant=choice.variant,
+            passed_over=choice.passed_over,
             load_seconds=load_seconds,
             warm_up_seconds=warm_up_seconds,
             resident_bytes=system.resident_bytes(),
@@ -166,9 +174,10 @@ class WhisperLibraryAdapter:
     ) -> Transcription:
         """Transcribe `source`: a path, a file object, bytes, or a float32 array of shape (n,) at 16 kHz.
 
-        `overrides` are single options by name: `transcribe("a.wav", language="de")`. Raises AudioError for
-        audio that cannot be used, OptionError, EngineError; TranscriptionCancelled or DeadlineExceeded, with the
-        finished part in `partial`, unless `on_interrupt="partial"` asks for it as the result.
+        `overrides` are single options by name: `transcribe("a.wav", language="de")`. Raises AudioError for audio that
+        cannot be used, OptionError, EngineError; OverloadedError where the wait would be longer than
+        `max_wait_seconds`; TranscriptionCancelled or DeadlineExceeded, with the finished part in `partial`, unless
+        `on_interrupt="partial"` asks for it as the result.
         """
         request = self._request(source, resolve_options(options, overrides))
         return self._submit(request, request.run, request.interrupted).result()
@@ -191,13 +200,17 @@ class WhisperLibraryAdapter:
         request = self._request(source, resolve_options(options, overrides))
         return self._submit(request, request.detect_language, _raise).result()
 
+    def workload(self) -> Workload:
+        """Tell what runs and waits here, and how long a short request would wait now."""
+        return self._scheduler.workload()
+
     def close(self) -> None:
         """Stop what runs, within one encoder or decoder step, and free the model. Again: nothing happens."""
         self._closing.set()
         if os.getpid() != self._context.library.pid:
             return  # a fork's copy: threads and memory are the parent's
         # Queued requests run too: each finds the adapter closing and ends at once with a clear error.
-        self._executor.shutdown(wait=True)
+        self._scheduler.close()
         while not self._vads.empty():
             self._vads.get().close()
         self._context.close()
@@ -247,30 +260,20 @@ class WhisperLibraryAdapter:
     def _submit(
         self,
         request: Request,
-        run: Callable[[Context, VadContext | None], _T],
+        run: Callable[[Context, VadContext | None, Turn], _T],
         when_interrupted: Callable[[InterruptedTranscription], _T],
     ) -> Job[_T]:
-        def in_engine_thread() -> _T:
+        def in_engine_thread(turn: Turn) -> _T:
             with self._vad(request.options) as vad:
-                return run(self._context, vad)
+                return run(self._context, vad, turn)
 
-        with self._pending_lock:
-            try:
-                future = self._executor.submit(in_engine_thread)
-            except RuntimeError:  # the executor was shut down
-                raise ClosedError("the adapter was closed") from None
-            self._pending += 1
-        future.add_done_callback(self._tidy_when_idle)
+        future = self._scheduler.submit(
+            in_engine_thread,
+            request.interrupt,
+            len(request.samples) / SAMPLE_RATE,
+            request.options.max_wait_seconds,
+        )
         return Job(future, request.interrupt, when_interrupted)
-
-    def _tidy_when_idle(self, _future: Future[Any]) -> None:
-        """Have freed memory given back once nothing runs or waits, behind the request: its caller does not wait."""
-        with self._pending_lock:
-            self._pending -= 1
-            idle = self._pending == 0
-        if idle:
-            with suppress(RuntimeError):  # the executor was shut down
-                self._executor.submit(binding.release_unused)
 
     @contextmanager
     def _vad(self, options: TranscribeOptions) -> Iterator[VadContext | None]:
@@ -292,14 +295,18 @@ class WhisperLibraryAdapter:
         started = time.monotonic()
         silence = np.zeros(SAMPLE_RATE, np.float32)
 
-        def run() -> None:
+        def run(_turn: Turn) -> None:
             with self._vad(TranscribeOptions()) as vad, self._context.new_state() as state:
                 if vad:
                     vad.speech_probabilities(silence)
                 state.detect_language(silence, self._threads)
 
-        self._executor.submit(run).result()
-        return time.monotonic() - started
+        interrupt = Interrupt(TranscribeOptions(), self._closing, started)
+        self._scheduler.submit(run, interrupt, audio_seconds=0.0).result()
+        seconds = time.monotonic() - started
+        # That was one encode; the text takes about as long again.
+        self._scheduler.set_real_time_factor(2 * seconds, WINDOW_SECONDS)
+        return seconds
 
 
 def _raise(reason: InterruptedTranscription) -> NoReturn:

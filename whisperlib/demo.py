@@ -1,19 +1,30 @@
-"""Transcribes the bundled samples with the embedded micro model: `python -m whisperlib.demo`."""
+"""Transcribes the bundled samples with the embedded micro model, then asks a server: `python -m whisperlib.demo`."""
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+import requests
 from rich.console import Console
 from rich.markup import escape
 
 from whisperlib import WhisperLibraryAdapter, assets
 from whisperlib.errors import WhisperlibError
+from whisperlib.web.local import LocalServer
+
+ASKED_OF_THE_SERVER = "rms_010.flac"
 
 
 def main() -> int:
-    """Print segments, language, time and real-time factor of every sample."""
+    """Print segments, language, time and real-time factor of every sample, then what a server answers for one."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -26,7 +37,8 @@ def main() -> int:
             )
             for reference in assets.sample_references():
                 _show(console, whisper, reference["file"], reference["text"])
-    except WhisperlibError as error:
+        _ask_a_server(console)
+    except (WhisperlibError, requests.RequestException) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return 1
     return 0
@@ -43,6 +55,33 @@ def _show(console: Console, whisper: WhisperLibraryAdapter, file_name: str, said
         console.print(f"  [cyan]{segment.start:6.2f} – {segment.end:6.2f}[/]  {escape(segment.text)}")
     if not result.segments:
         console.print("  [dim](no speech)[/]")
+
+
+def _ask_a_server(console: Console) -> None:
+    with _samples_by_http() as samples, LocalServer(model_size="micro", url_allow="127.0.0.1") as server:
+        body = json.dumps({"audio_url": f"{samples}/{ASKED_OF_THE_SERVER}"})
+        console.print(f"\n[bold]A server[/], for a moment:\n  curl -X POST {server.url}/transcribe -d '{escape(body)}'")
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy of the environment cannot reach our loopback
+            answer = session.post(f"{server.url}/transcribe", data=body, timeout=60)
+    told = json.dumps(answer.json(), indent=2, ensure_ascii=False)
+    console.print(f"[cyan]{escape(told)}[/]\n\n`make serve` leaves one running at http://127.0.0.1:8000.")
+    answer.raise_for_status()
+
+
+@contextmanager
+def _samples_by_http() -> Iterator[str]:
+    """Serve the samples on the loopback; give the address of their directory."""
+    handler = functools.partial(_QuietHandler, directory=str(assets.SAMPLES))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 (the base class's name)
+        pass
 
 
 if __name__ == "__main__":

@@ -17,6 +17,13 @@
     ├── EngineError            native code reported a failure
     │   ├── OutOfMemoryError   an allocation failed                        (MemoryError)
     │   └── ForkedProcessError used in a process forked after the library was loaded
+    ├── FetchError             the audio behind a URL could not be had
+    │   ├── UrlRefusedError    malformed, or leads where it may not       (ValueError)
+    │   ├── FetchTooLargeError more bytes than the limit
+    │   └── FetchTimeoutError  not there in time                           (TimeoutError)
+    ├── BusyError              not now; says after how many seconds to try again
+    │   ├── OverloadedError    too much work is waiting
+    │   └── UnavailableError   the model is not loaded, or the server is stopping
     ├── ClosedError            the handle or adapter was closed
     └── InterruptedTranscription  stopped before the end; holds what was finished
         ├── TranscriptionCancelled
@@ -40,7 +47,11 @@ class WhisperlibError(Exception):
 
 
 class OptionError(WhisperlibError, ValueError):
-    """An option, argument or setting has a value that cannot be used."""
+    """An option, argument or setting has a value that cannot be used. `option` is its name, where it is one's."""
+
+    def __init__(self, message: str, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
 
 
 class AudioError(WhisperlibError, ValueError):
@@ -111,6 +122,38 @@ class ForkedProcessError(EngineError):
 
     Thread pools and CUDA do not survive a fork: load in the process that transcribes.
     """
+
+
+class FetchError(WhisperlibError):
+    """The audio behind a URL could not be fetched."""
+
+
+class UrlRefusedError(FetchError, ValueError):
+    """The URL is malformed, has another scheme than http and https, or leads to an address that is not allowed."""
+
+
+class FetchTooLargeError(FetchError):
+    """The file behind the URL has more bytes than the limit."""
+
+
+class FetchTimeoutError(FetchError, TimeoutError):
+    """The file behind the URL did not come in time."""
+
+
+class BusyError(WhisperlibError):
+    """The request cannot be taken now. `retry_after_seconds` says when it is worth trying again."""
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class OverloadedError(BusyError):
+    """The work that waits already would take longer than the request may wait."""
+
+
+class UnavailableError(BusyError):
+    """The model is still loading, could not be loaded, or the server is stopping."""
 
 
 class ClosedError(WhisperlibError):

@@ -17,7 +17,15 @@ from whisperlib.errors import OptionError
 from whisperlib.languages import LANGUAGES
 from whisperlib.results import Segment, Transcription, Word
 
-FORMATS = ("json", "verbose_json", "text", "srt", "vtt", "tsv")
+MEDIA_TYPES = {
+    "json": "application/json",
+    "verbose_json": "application/json",
+    "text": "text/plain",
+    "srt": "application/x-subrip",
+    "vtt": "text/vtt",
+    "tsv": "text/tab-separated-values",
+}
+FORMATS = tuple(MEDIA_TYPES)
 GRANULARITIES = ("segment", "word")
 
 

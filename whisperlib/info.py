@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,22 +30,23 @@ _USEFUL_FLAGS = (
 )
 
 
-def collect(*, probe: bool = True) -> dict[str, Any]:
-    """Return all of it, ready for JSON; a part that cannot be told holds `error` instead. Sizes are bytes.
+def collect(*, probe: bool = True, parts: Collection[str] | None = None) -> dict[str, Any]:
+    """Return all of it, or these parts, ready for JSON; one that cannot be told holds `error` instead. Sizes are bytes.
 
     Where no library is loaded yet, `probe` chooses one as an adapter would and loads it. That runs its self-test if
     this machine has not done so, which takes seconds; without `probe` only a loaded library is told of.
     """
-    return {
-        "versions": _versions(),
-        "libraries": _libraries(probe),
-        "cpu": _cpu(),
-        "openmp": _openmp_waiting(),
-        "cuda": asdict(binding.ask_driver()),
-        "memory": memory(),
-        "models": _or_error(_models),
-        "settings": _or_error(_settings),
+    tellers: dict[str, Callable[[], dict[str, Any]]] = {
+        "versions": _versions,
+        "libraries": lambda: _libraries(probe),
+        "cpu": _cpu,
+        "openmp": _openmp_waiting,
+        "cuda": lambda: asdict(binding.ask_driver()),
+        "memory": memory,
+        "models": lambda: _or_error(_models),
+        "settings": lambda: _or_error(_settings),
     }
+    return {part: tell() for part, tell in tellers.items() if parts is None or part in parts}
 
 
 def _or_error(tell: Callable[[], dict[str, Any]]) -> dict[str, Any]:

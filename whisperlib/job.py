@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from whisperlib.errors import InterruptedTranscription, TranscriptionCancelled
-from whisperlib.request import Interrupt
+from whisperlib.interrupt import Interrupt
 from whisperlib.results import Segment, Transcription
 
 T = TypeVar("T")

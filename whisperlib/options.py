@@ -71,20 +71,20 @@ class _Frozen(BaseModel):
         try:
             super().__init__(**values)
         except pydantic.ValidationError as error:
-            raise OptionError(_first_complaint(error, type(self))) from None
+            raise _complaint(error, type(self)) from None
 
     def replace(self: Model, **changes: Any) -> Model:
         """Return a copy with `changes`, checked again. Raises OptionError."""
         return type(self)(**{**{name: getattr(self, name) for name in self.model_fields_set}, **changes})
 
 
-def _first_complaint(error: pydantic.ValidationError, model: type[BaseModel]) -> str:
+def _complaint(error: pydantic.ValidationError, model: type[BaseModel]) -> OptionError:
     details = error.errors()[0]
     name = ".".join(str(part) for part in details["loc"]) or model.__name__
     if details["type"] == "extra_forbidden":
-        return f"unknown option {name!r}: the options are {', '.join(sorted(model.model_fields))}"
+        return OptionError(f"unknown option {name!r}: the options are {', '.join(sorted(model.model_fields))}", name)
     problem = details["msg"].removeprefix("Value error, ")
-    return f"option {name} = {_shown(details['input'])}: {problem[0].lower()}{problem[1:]}"
+    return OptionError(f"option {name} = {_shown(details['input'])}: {problem[0].lower()}{problem[1:]}", name)
 
 
 def _shown(value: object) -> str:
@@ -171,6 +171,9 @@ class TranscribeOptions(_Frozen):
     )
     timeout_seconds: float | None = Field(
         None, gt=0.0, le=1e7, description="Deadline, counted from the call; waiting for a slot counts."
+    )
+    max_wait_seconds: float | None = Field(
+        None, ge=0.0, le=1e7, description="Refuse at once if the wait for a slot is predicted to be longer."
     )
     on_interrupt: Literal["raise", "partial"] = Field(
         "raise", description="At a deadline or cancel: fail, or give what is finished."

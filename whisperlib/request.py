@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,53 +12,19 @@ from whisperlib import words
 from whisperlib.binding import Callbacks, Context, FullArguments, RawSegment, State, VadContext
 from whisperlib.errors import (
     AudioError,
-    DeadlineExceeded,
     EngineError,
     InterruptedTranscription,
     OptionError,
-    TranscriptionCancelled,
 )
+from whisperlib.interrupt import Interrupt
 from whisperlib.options import SECONDS_PER_AUDIO_CTX, TranscribeOptions
 from whisperlib.pcm import SAMPLE_RATE, Samples
-from whisperlib.results import LanguageGuess, Segment, Timings, Transcription
+from whisperlib.results import LanguageGuess, Segment, Timings, Transcription, join
+from whisperlib.scheduler import Turn
 from whisperlib.speech import Timeline, find_regions, pack
 
 MIN_SAMPLES = SAMPLE_RATE  # whisper.cpp before 1.9.3 reads out of bounds on shorter audio
 MAX_TEXT_CTX = 16384  # whisper_full's own default: as much of the text so far as the model takes
-
-
-class Interrupt:
-    """Why a request must stop: its cancel token, its deadline, or the adapter's closing."""
-
-    def __init__(self, options: TranscribeOptions, closing: threading.Event, started: float) -> None:
-        self.token = options.cancel
-        self._closing = closing
-        self._abandoned = False
-        self.timeout_seconds = options.timeout_seconds
-        self.deadline = None if options.timeout_seconds is None else started + options.timeout_seconds
-
-    def abandon(self) -> None:
-        """Stop because nobody waits for the result any more."""
-        self._abandoned = True
-
-    def reason(self) -> InterruptedTranscription | None:
-        """Return the exception to raise, or None to go on."""
-        if self._closing.is_set():
-            return TranscriptionCancelled("the adapter was closed during the request")
-        if self._abandoned or (self.token and self.token.cancelled):
-            return TranscriptionCancelled("the request was cancelled")
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            return DeadlineExceeded(f"the deadline of {self.timeout_seconds:g} s has passed")
-        return None
-
-    def remaining_seconds(self) -> float | None:
-        """Seconds to the deadline, at least 0; None without one."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-
-    def check(self) -> None:
-        """Raise what `reason` gives."""
-        if reason := self.reason():
-            raise reason
 
 
 @dataclass
@@ -85,9 +50,12 @@ class Request:
         self._segments: list[Segment] = []
         self._language = self.options.language
         self._times = {"decode": self.decode_seconds}
+        self._windows = 0
+        self._windows_with_text: set[int] = set()
 
-    def run(self, context: Context, vad: VadContext | None) -> Transcription:
+    def run(self, context: Context, vad: VadContext | None, turn: Turn) -> Transcription:
         """Transcribe; called once, in a thread of the engine."""
+        self._turn = turn
         self._times["queue"] = time.monotonic() - self.submitted
         try:
             self.interrupt.check()
@@ -106,8 +74,9 @@ class Request:
         reason.partial = partial
         raise reason
 
-    def detect_language(self, context: Context, vad: VadContext | None) -> LanguageGuess:
+    def detect_language(self, context: Context, vad: VadContext | None, turn: Turn) -> LanguageGuess:
         """Tell the language of the first 30 s of speech; called once, in a thread of the engine."""
+        self._turn = turn
         self.interrupt.check()
         samples, _ = self._find_speech(vad)
         if not len(samples):
@@ -133,7 +102,9 @@ class Request:
             self.interrupt.check()
             raise
         finally:
-            self._times["inference"] = time.monotonic() - started
+            paused = self._turn.paused_seconds
+            self._times["queue"] += paused
+            self._times["inference"] = time.monotonic() - started - paused
 
     def _find_speech(self, vad: VadContext | None) -> tuple[Samples, Timeline | None]:
         if vad is None:
@@ -144,8 +115,11 @@ class Request:
         self._times["vad"] = time.monotonic() - started
         self.interrupt.check()
         if not regions:
+            self._turn.set_audio_seconds(0.0)
             return self.samples[:0], None
-        return pack(self.samples, regions)
+        packed, timeline = pack(self.samples, regions)
+        self._turn.set_audio_seconds(len(packed) / SAMPLE_RATE)
+        return packed, timeline
 
     def _check_audio_ctx(self, n_samples: int) -> None:
         audio_ctx = self.options.audio_ctx
@@ -165,6 +139,7 @@ class Request:
             Callbacks(
                 segments=lambda raw: self._settle(raw, timeline),
                 progress=self.options.progress,
+                window=self._begin_window,
                 stop=lambda: self.interrupt.reason() is not None,
             ),
         )
@@ -196,8 +171,13 @@ class Request:
             audio_ctx=options.audio_ctx,
         )
 
+    def _begin_window(self) -> None:
+        self._windows += 1
+        self._turn.window()
+
     def _settle(self, raw_segments: list[RawSegment], timeline: Timeline | None) -> None:
-        language = self._language or "en"
+        self._windows_with_text.add(self._windows)
+        language = "en" if self.options.task == "translate" else self._language or "en"  # of the text
         for raw in raw_segments:
             limit = self.options.max_segment_length
             for piece in words.split(raw, language, limit) if limit else [raw]:
@@ -222,7 +202,7 @@ class Request:
 
     def _result(self, *, complete: bool) -> Transcription:
         return Transcription(
-            text=_join(self._segments, self._language),
+            text=join(self._segments),
             segments=tuple(self._segments),
             language=self._language,
             duration=self.duration,
@@ -230,6 +210,7 @@ class Request:
             model=self.model,
             timings=Timings(**self._times),
             complete=complete,
+            dropped_windows=self._windows - len(self._windows_with_text),
         )
 
 
@@ -243,8 +224,3 @@ def _detect(state: State, context: Context, samples: Samples, threads: int) -> s
         return "en"
     probabilities = state.detect_language(samples, threads)
     return max(probabilities, key=probabilities.__getitem__)
-
-
-def _join(segments: list[Segment], language: str | None) -> str:
-    separator = "" if language in words.UNSPACED_LANGUAGES else " "
-    return separator.join(segment.text for segment in segments if segment.text)

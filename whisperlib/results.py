@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,7 +32,8 @@ class Segment:
     tokens (≤ 0), `probability` the mean probability (0 to 1), `no_speech_prob` the probability that the
     window held no speech (0 to 1), `temperature` the one that the segment was decoded at (None where the
     native library does not tell), `compression_ratio` the length of the UTF-8 text over that of its zlib
-    form, as OpenAI's `whisper/utils.py` defines it. `words` is empty unless word timestamps were asked for.
+    form, as OpenAI's `whisper/utils.py` defines it. `words` is empty unless word timestamps were asked for. `separator`
+    is what stands between the text before and this one: nothing in languages that are written without spaces.
     """
 
     id: int
@@ -45,14 +47,21 @@ class Segment:
     temperature: float | None = None
     compression_ratio: float = 0.0
     words: tuple[Word, ...] = ()
+    separator: str = " "
+
+
+def join(segments: Iterable[Segment]) -> str:
+    """Return the text of all segments."""
+    pieces = [piece for segment in segments if segment.text for piece in (segment.separator, segment.text)]
+    return "".join(pieces[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Where the wall time of one request went, in seconds.
 
-    `queue` is the wait for a free slot, `decode` reading and resampling the audio, `vad` finding speech,
-    `inference` all of `whisper_full`.
+    `queue` is the wait for a slot, also that of a long request while it lends its own to short ones, `decode` reading
+    and resampling the audio, `vad` finding speech, `inference` all of `whisper_full`.
     """
 
     queue: float = 0.0
@@ -81,7 +90,8 @@ class Transcription:
 
     `language` is the code (`"en"`) that was asked for or detected, None where there was no speech to tell it from;
     `duration` the length of the audio that was handed in, seconds. `complete` is False when the request was stopped
-    and the caller had asked for what was finished by then.
+    and the caller had asked for what was finished by then. `dropped_windows` counts the 30 s windows that the model
+    ran over and took for silence, as the options' thresholds have it: what it made up there was dropped.
     """
 
     text: str
@@ -92,6 +102,7 @@ class Transcription:
     model: str = ""
     timings: Timings = field(default_factory=Timings, compare=False)
     complete: bool = True
+    dropped_windows: int = 0
 
     @property
     def words(self) -> tuple[Word, ...]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import platformdirs
 import pydantic
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from whisperlib.errors import OptionError
 
@@ -24,6 +24,10 @@ MAX_SHOWN_CHARACTERS = 100  # of a refused value, in the message
 Quantization = Literal["auto", "f16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
+Words = Annotated[tuple[str, ...], NoDecode]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
+
+_SECRET_FIELDS = {"api_keys"}
 _SECRETS = re.compile(r"(?<=//)\S*@|\?\S*")
 
 
@@ -85,8 +89,70 @@ class Settings(BaseSettings):
         "seconds", "A model host that is silent for so long has failed.", default=30.0, ge=0.1, le=3600
     )
     download_retries: int = _setting("retries", "Further tries of a download that broke off.", default=5, ge=0, le=100)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = _setting(
-        "level", "What the command line logs.", default="WARNING"
+    log_level: Literal["auto", "DEBUG", "INFO", "WARNING", "ERROR"] = _setting(
+        "level", "What is logged; `auto`: warnings by the commands, INFO by the server.", default="auto"
+    )
+    log_format: Literal["text", "json"] = _setting("format", "How the server writes its log.", default="text")
+    host: str = _setting(
+        "address", "Where the server listens.", allowed="an address or a host name", default="127.0.0.1"
+    )
+    port: int = _setting("TCP port", "Where the server listens.", default=8000, ge=1, le=65_535)
+    http_threads: int = _setting(
+        "threads",
+        "Connections that the server answers at once; four of them are kept for the probes.",
+        default=64,
+        ge=8,
+        le=1024,
+    )
+    api_keys: Secrets = _setting(
+        "keys",
+        "Keys of which a request must bear one. Beyond loopback they must be set; `none` serves everybody.",
+        allowed="words separated by commas, or none",
+        default=(),
+        repr=False,
+    )
+    cors_origins: Words = _setting(
+        "origins",
+        "Web pages of these origins may call the server.",
+        allowed="origins separated by commas, or *",
+        default=(),
+    )
+    url_allow: Words = _setting(
+        "hosts",
+        "Hosts and networks that `audio_url` may name though they are not public.",
+        allowed="names, addresses and networks separated by commas",
+        default=(),
+    )
+    max_fetches: int = _setting("fetches", "Audio files that are fetched at once.", default=8, ge=1, le=256)
+    fetch_timeout_seconds: float = _setting(
+        "seconds", "An audio file that is not fetched by then has failed.", default=60.0, ge=0.1, le=3600
+    )
+    max_body_bytes: int = _setting(
+        "bytes", "Larger uploads and fetched files are refused.", default=536_870_912, ge=1024, le=1_000_000_000_000
+    )
+    header_timeout_seconds: float = _setting(
+        "seconds", "A request whose head is not there by then is refused.", default=10.0, ge=0.1, le=600
+    )
+    body_timeout_seconds: float = _setting(
+        "seconds", "A request whose body is not there by then is refused.", default=300.0, ge=0.1, le=86_400
+    )
+    write_timeout_seconds: float = _setting(
+        "seconds", "A client that takes nothing of its answer for so long is dropped.", default=60.0, ge=0.1, le=3600
+    )
+    max_wait_seconds: float = _setting(
+        "seconds", "A request that would wait longer for its turn is refused with 429.", default=120.0, ge=0, le=86_400
+    )
+    request_timeout_seconds: float = _setting(
+        "seconds", "Deadline of a request that names no earlier one.", default=3600.0, ge=0.1, le=604_800
+    )
+    short_audio_seconds: float = _setting(
+        "seconds", "Audio up to this length has a lane of its own.", default=60.0, ge=0, le=86_400
+    )
+    shutdown_seconds: float = _setting(
+        "seconds", "What runs when the server is told to stop may take so long.", default=25.0, ge=0, le=86_400
+    )
+    failure_delay_seconds: float = _setting(
+        "seconds", "So long a server without a model still says why before it exits.", default=5.0, ge=0, le=600
     )
 
     def __init__(self, **values: Any) -> None:
@@ -132,13 +198,30 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("no such home directory") from None
 
-    @pydantic.field_validator("quantization", "device", "log_level", mode="before")
+    @pydantic.field_validator("quantization", "device", "log_level", "log_format", mode="before")
     @classmethod
     def _any_case(cls, value: object, info: pydantic.ValidationInfo) -> object:
         if not isinstance(value, str):
             return value
-        value = value.strip()
-        return value.upper() if info.field_name == "log_level" else value.lower()
+        value = value.strip().lower()
+        return value.upper() if info.field_name == "log_level" and value != "auto" else value
+
+    @pydantic.field_validator("api_keys", "cors_origins", "url_allow", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        words = tuple(word.strip() for word in value.split(",") if word.strip())
+        if not words or any(re.search(r"\s", word) for word in words):
+            raise ValueError("not words separated by commas")
+        return words
+
+    @pydantic.field_validator("host")
+    @classmethod
+    def _host_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.:%-]+", value):
+            raise ValueError("not an address")
+        return value
 
 
 @cache
@@ -153,8 +236,9 @@ def allowed(field: str) -> str:
     if "enum" in schema:
         return ", ".join(schema["enum"])
     if "minimum" in schema:
-        number = "a whole number" if schema["type"] == "integer" else "a number"
-        return f"{number}, {schema['minimum']:g} to {schema['maximum']:g}"
+        if schema["type"] == "integer":
+            return f"a whole number, {schema['minimum']} to {schema['maximum']}"
+        return f"a number, {schema['minimum']:g} to {schema['maximum']:g}"
     return str(schema["allowed"])
 
 
@@ -168,7 +252,7 @@ def _first_complaint(error: pydantic.ValidationError) -> str:
     field = str(details["loc"][0])
     if details["type"] == "extra_forbidden":
         return f"unknown setting {field!r}: the settings are {', '.join(sorted(Settings.model_fields))}"
-    shown = repr(without_credentials(str(details["input"])))
+    shown = "(hidden)" if field in _SECRET_FIELDS else repr(without_credentials(str(details["input"])))
     if len(shown) > MAX_SHOWN_CHARACTERS:
         shown = f"{shown[:MAX_SHOWN_CHARACTERS]}…"
     return f"{PREFIX}{field.upper()} = {shown}: give {allowed(field)}"

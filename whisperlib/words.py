@@ -33,6 +33,7 @@ def to_segment(raw: RawSegment, *, index: int, language: str, span: Span, with_w
         temperature=raw.temperature,
         compression_ratio=compression_ratio(text),
         words=words,
+        separator="" if language in UNSPACED_LANGUAGES else " ",
     )
 
 

@@ -11,7 +11,7 @@ from whisperlib.binding.handles import (
     VadContext,
 )
 from whisperlib.binding.library import Device, Library, load, loaded, runtime_directories
-from whisperlib.binding.memory import release_unused
+from whisperlib.binding.memory import release_unused, share_arenas
 from whisperlib.binding.search import Candidate, candidates
 
 __all__ = [
@@ -32,4 +32,5 @@ __all__ = [
     "loaded",
     "release_unused",
     "runtime_directories",
+    "share_arenas",
 ]

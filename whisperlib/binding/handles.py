@@ -197,12 +197,14 @@ class FullArguments:
 class Callbacks:
     """What `State.full` calls back, in its own thread, while it runs.
 
-    `segments` gets those settled since the last call, `progress` the fraction done (0 to 1); `stop` is asked
-    after every encoder and decoder step. An exception in any of them stops the run and is raised by `full`.
+    `segments` gets those settled since the last call, `progress` the fraction done (0 to 1); `window` is called before
+    the encoder runs over each window, and may wait; `stop` is asked after every encoder and decoder step. An exception
+    in any of them stops the run and is raised by `full`.
     """
 
     segments: Callable[[list[RawSegment]], None] | None = None
     progress: Callable[[float], None] | None = None
+    window: Callable[[], None] | None = None
     stop: Callable[[], bool] | None = None
 
 
@@ -446,7 +448,7 @@ def _connect(params: FullParams, state: State, callbacks: Callbacks) -> _Kept:
     params.new_segment_callback = NewSegmentCallback(guarded(on_segments, None))
     params.progress_callback = ProgressCallback(guarded(on_progress, None))
     params.abort_callback = AbortCallback(stop)
-    params.encoder_begin_callback = EncoderBeginCallback(lambda *arguments: not stop(*arguments))
+    params.encoder_begin_callback = EncoderBeginCallback(guarded(lambda *_: _may_begin_window(callbacks), False))
     kept.objects = [
         params.new_segment_callback,
         params.progress_callback,
@@ -454,6 +456,12 @@ def _connect(params: FullParams, state: State, callbacks: Callbacks) -> _Kept:
         params.encoder_begin_callback,
     ]
     return kept
+
+
+def _may_begin_window(callbacks: Callbacks) -> bool:
+    if callbacks.window and not _must_stop(callbacks):
+        callbacks.window()
+    return not _must_stop(callbacks)
 
 
 def _must_stop(callbacks: Callbacks) -> bool:

@@ -18,8 +18,10 @@ from whisperlib.settings import get_settings
 COMMANDS = {
     "transcribe": "Transcribe or translate audio files.",
     "detect": "Tell the language of audio files.",
+    "serve": "Answer transcription requests over HTTP.",
     "models": "List, download, verify and quantise models.",
     "info": "Show versions, libraries, machine, models and settings.",
+    "prepare": "Get model and libraries ready for the server.",
     "selftest": "Try the native libraries on this machine.",
     "demo": "Transcribe the bundled samples.",
 }
@@ -69,8 +71,8 @@ def cli(ctx: click.Context) -> None:
     try:
         level = get_settings().log_level
     except OptionError:
-        level = "WARNING"  # a command that needs the settings will say what is wrong with them
-    log_from(ctx, getattr(logging, level))
+        level = "auto"  # a command that needs the settings will say what is wrong with them
+    log_from(ctx, getattr(logging, "WARNING" if level == "auto" else level))
 
 
 class _StderrHandler(logging.Handler):

@@ -20,7 +20,8 @@ from whisperlib.errors import DeadlineExceeded, OptionError
 
 SUFFIXES = {"json": ".json", "verbose_json": ".json", "text": ".txt", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
 ONE_AFTER_ANOTHER = ("text", "json", "verbose_json")  # what several files may give on stdout
-OF_ADAPTER = ("threads",)  # here, what the adapter gets is what each request gets
+# Here, what the adapter gets is what each request gets; and nobody else makes it wait.
+LEFT_OUT = ("threads", "max_wait_seconds")
 
 Job = tuple[str, "Path | None"]  # what to transcribe, and where to; None: to stdout
 
@@ -28,7 +29,7 @@ Job = tuple[str, "Path | None"]  # what to transcribe, and where to; None: to st
 @click.command(
     "transcribe",
     cls=SectionCommand,
-    params=[*fields.options(TranscribeOptions, "Recognition", leave_out=OF_ADAPTER), *engine.options()],
+    params=[*fields.options(TranscribeOptions, "Recognition", leave_out=LEFT_OUT), *engine.options()],
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(allow_dash=True))
 @click.option(
@@ -78,7 +79,7 @@ def command(
 
 def _options(given: dict[str, Any]) -> TranscribeOptions:
     try:
-        return TranscribeOptions(**fields.values(TranscribeOptions, given, leave_out=OF_ADAPTER))
+        return TranscribeOptions(**fields.values(TranscribeOptions, given, leave_out=LEFT_OUT))
     except OptionError as error:
         raise click.UsageError(str(error)) from None
 

@@ -1,0 +1,317 @@
+"""Lanes and slots: who runs next, who pauses, what is refused. No model is needed: the work is gates that open."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from whisperlib.errors import ClosedError, EngineError, OverloadedError
+from whisperlib.interrupt import Interrupt
+from whisperlib.options import CancelToken, TranscribeOptions
+from whisperlib.scheduler import Scheduler, Turn
+
+PATIENCE_SECONDS = 30
+
+
+class Engine:
+    """A scheduler whose work is told when to go on; `log` has what happened, in order."""
+
+    def __init__(self, slots: int = 1, on_idle: Callable[[], object] = lambda: None) -> None:
+        self.closing = threading.Event()
+        self.scheduler = Scheduler(slots, short_seconds=60.0, name="test", on_idle=on_idle)
+        self.log: list[str] = []
+        self._changed = threading.Condition()
+
+    def note(self, what: str) -> None:
+        with self._changed:
+            self.log.append(what)
+            self._changed.notify_all()
+
+    def wait_for(self, what: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: what in self.log, PATIENCE_SECONDS), (what, self.log)
+
+    def submit(
+        self, name: str, seconds: float, gates: list[threading.Event], *, limit: float | None = None, **options: Any
+    ) -> Future[str]:
+        """Run through a window per gate, each as long as its gate is shut."""
+        interrupt = Interrupt(TranscribeOptions(**options), self.closing, time.monotonic())
+
+        def work(turn: Turn) -> str:
+            for number, gate in enumerate(gates):
+                turn.window()
+                interrupt.check()
+                self.note(f"{name}{number}")
+                assert gate.wait(PATIENCE_SECONDS)
+            return name
+
+        return self.scheduler.submit(work, interrupt, seconds, limit)
+
+
+def shut(n: int) -> list[threading.Event]:
+    return [threading.Event() for _ in range(n)]
+
+
+def opened(n: int = 1) -> list[threading.Event]:
+    gates = shut(n)
+    for gate in gates:
+        gate.set()
+    return gates
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.closing.set()
+    engine.scheduler.close()
+
+
+def test_a_lane_is_first_in_first_out(engine: Engine) -> None:
+    first = shut(1)
+    futures = [engine.submit("a", 10, first), *(engine.submit(name, 10, opened()) for name in "bcd")]
+    first[0].set()
+    assert [future.result(PATIENCE_SECONDS) for future in futures] == list("abcd")
+    assert engine.log == ["a0", "b0", "c0", "d0"]
+
+
+def test_as_many_run_at_once_as_there_are_slots() -> None:
+    engine = Engine(slots=2)
+    gates = [shut(1) for _ in range(3)]
+    futures = [engine.submit(name, 10, gate) for name, gate in zip("abc", gates, strict=True)]
+    engine.wait_for("a0")
+    engine.wait_for("b0")
+    assert (engine.scheduler.workload().running, engine.scheduler.workload().waiting) == (2, 1)
+    gates[1][0].set()
+    engine.wait_for("c0")
+    for gate in gates:
+        gate[0].set()
+    assert {future.result(PATIENCE_SECONDS) for future in futures} == set("abc")
+    engine.scheduler.close()
+
+
+def test_a_short_one_waits_for_one_window_of_a_long_one(engine: Engine) -> None:
+    windows, clip = shut(4), shut(1)
+    long = engine.submit("L", 120, windows)
+    engine.wait_for("L0")
+    short = engine.submit("s", 5, clip)
+    windows[0].set()
+    engine.wait_for("s0")
+    assert engine.log == ["L0", "s0"]
+    assert engine.scheduler.workload().waiting == 1  # the long one, which lent its slot
+    clip[0].set()
+    assert short.result(PATIENCE_SECONDS) == "s"
+    for gate in windows:
+        gate.set()
+    assert long.result(PATIENCE_SECONDS) == "L"
+    assert engine.log == ["L0", "s0", "L1", "L2", "L3"]
+
+
+def test_a_long_one_is_not_starved_by_short_ones(engine: Engine) -> None:
+    windows = shut(3)
+    long = engine.submit("L", 90, windows)
+    engine.wait_for("L0")
+    shorts = [engine.submit(name, 5, opened()) for name in "abcdef"]
+    for gate in windows:
+        gate.set()
+    assert long.result(PATIENCE_SECONDS) == "L"
+    for short in shorts:
+        short.result(PATIENCE_SECONDS)
+    # Window and clip in turn, as both cost the encoder the same.
+    assert engine.log == ["L0", "a0", "L1", "b0", "L2", "c0", "d0", "e0", "f0"]
+
+
+def test_a_waiting_long_one_comes_before_the_second_of_two_short_ones(engine: Engine) -> None:
+    first = shut(1)
+    engine.submit("a", 5, first)
+    futures = [engine.submit("b", 5, opened()), engine.submit("L", 90, opened(3)), engine.submit("c", 5, opened())]
+    engine.wait_for("a0")
+    first[0].set()
+    for future in futures:
+        future.result(PATIENCE_SECONDS)
+    assert engine.log.index("L0") < engine.log.index("c0")
+    assert engine.log.index("b0") < engine.log.index("L1")
+
+
+def test_a_lane_saves_nothing_up_while_it_is_idle(engine: Engine) -> None:
+    assert engine.submit("L", 300, opened(10)).result(PATIENCE_SECONDS) == "L"
+    windows = shut(2)
+    long = engine.submit("M", 90, windows)
+    engine.wait_for("M0")
+    shorts = [engine.submit(name, 5, opened()) for name in "abc"]
+    for gate in windows:
+        gate.set()
+    for future in (long, *shorts):
+        future.result(PATIENCE_SECONDS)
+    # The long lane is 300 s ahead; the short one gets no more than its turn all the same.
+    assert engine.log[10:] == ["M0", "a0", "M1", "b0", "c0"]
+
+
+@pytest.mark.parametrize("how", ["cancel", "abandon", "deadline", "close"])
+def test_a_paused_one_stops_when_it_must(engine: Engine, how: str) -> None:
+    token = CancelToken()
+    windows, clip = shut(3), shut(1)
+    interrupt = Interrupt(
+        TranscribeOptions(cancel=token, timeout_seconds=0.2 if how == "deadline" else None),
+        engine.closing,
+        time.monotonic(),
+    )
+
+    def work(turn: Turn) -> None:
+        for number, gate in enumerate(windows):
+            turn.window()
+            interrupt.check()
+            engine.note(f"L{number}")
+            assert gate.wait(PATIENCE_SECONDS)
+
+    long = engine.scheduler.submit(work, interrupt, 90.0)
+    engine.wait_for("L0")
+    engine.submit("s", 5, clip)
+    windows[0].set()
+    engine.wait_for("s0")
+    if how == "cancel":
+        token.cancel()
+    elif how == "abandon":
+        interrupt.abandon()
+    elif how == "close":
+        engine.closing.set()
+        closer = threading.Thread(target=engine.scheduler.close)
+        closer.start()
+    assert long.exception(PATIENCE_SECONDS) is not None
+    assert not clip[0].is_set()  # it did not wait for the short one
+    clip[0].set()
+    if how == "close":
+        closer.join(PATIENCE_SECONDS)
+        assert not closer.is_alive()
+    else:
+        assert engine.submit("t", 5, opened()).result(PATIENCE_SECONDS) == "t"
+
+
+def test_a_cancelled_one_leaves_the_queue(engine: Engine) -> None:
+    first = shut(1)
+    running = engine.submit("a", 10, first)
+    engine.wait_for("a0")
+    waiting = engine.submit("b", 10, opened())
+    assert engine.scheduler.workload().queued_audio_seconds == 60
+    assert waiting.cancel()
+    workload = engine.scheduler.workload()
+    assert (workload.waiting, workload.queued_audio_seconds) == (0, 30)
+    first[0].set()
+    assert running.result(PATIENCE_SECONDS) == "a"
+    assert engine.log == ["a0"]
+
+
+class TestAdmission:
+    def test_an_idle_engine_has_no_wait(self, engine: Engine) -> None:
+        engine.scheduler.set_real_time_factor(15.0, 30.0)
+        assert engine.scheduler.workload().wait_seconds == 0
+        assert engine.submit("a", 3000, opened(), limit=0).result(PATIENCE_SECONDS) == "a"
+
+    def test_the_wait_is_the_audio_ahead_times_the_real_time_factor(self, engine: Engine) -> None:
+        engine.scheduler.set_real_time_factor(15.0, 30.0)
+        first = shut(1)
+        engine.submit("a", 25, first)
+        engine.submit("b", 35, opened())  # two windows
+        workload = engine.scheduler.workload()
+        assert workload.queued_audio_seconds == 90
+        assert workload.real_time_factor == 0.5
+        assert workload.wait_seconds == 45
+        with pytest.raises(
+            OverloadedError, match=r"45 s of work are waiting.*wait for 40 s: try again in 5 s"
+        ) as caught:
+            engine.submit("c", 5, opened(), limit=40)
+        assert caught.value.retry_after_seconds == 5
+        engine.submit("c", 5, opened(), limit=45)
+        first[0].set()
+
+    def test_each_lane_waits_for_its_own_and_as_much_of_the_other(self, engine: Engine) -> None:
+        engine.scheduler.set_real_time_factor(30.0, 30.0)
+        windows = shut(1)
+        engine.submit("L", 3600, windows)
+        engine.wait_for("L0")
+        assert engine.scheduler.workload().wait_seconds == 30  # one window of the hour
+        engine.submit("s", 5, opened())
+        assert engine.scheduler.workload().wait_seconds == 60
+        with pytest.raises(OverloadedError):
+            engine.submit("M", 100, opened(), limit=3600)  # the hour, and the clip
+        windows[0].set()
+
+    def test_two_slots_halve_the_wait(self) -> None:
+        engine = Engine(slots=2)
+        engine.scheduler.set_real_time_factor(30.0, 30.0)
+        gates = [shut(1), shut(1)]
+        for name, gate in zip("ab", gates, strict=True):
+            engine.submit(name, 30, gate)
+        assert engine.scheduler.workload().wait_seconds == 30
+        for gate in gates:
+            gate[0].set()
+        engine.scheduler.close()
+
+    def test_what_would_miss_its_deadline_in_the_queue_is_refused(self, engine: Engine) -> None:
+        engine.scheduler.set_real_time_factor(30.0, 30.0)
+        first = shut(1)
+        engine.submit("a", 30, first)
+        with pytest.raises(OverloadedError) as caught:
+            engine.submit("b", 30, opened(), limit=100, timeout_seconds=50)
+        assert 9 < caught.value.retry_after_seconds <= 11
+        engine.submit("c", 30, opened(), timeout_seconds=50)  # without a limit it may try
+        first[0].set()
+
+    def test_the_real_time_factor_is_measured(self, engine: Engine) -> None:
+        engine.scheduler.set_real_time_factor(3000.0, 30.0)
+        for _ in range(100):
+            engine.submit("a", 30, opened()).result(PATIENCE_SECONDS)
+        assert engine.submit("b", 3, opened()).result(PATIENCE_SECONDS) == "b"
+        assert engine.scheduler.workload().real_time_factor < 1
+
+    def test_silence_does_not_count_as_speed(self, engine: Engine) -> None:
+        engine.scheduler.set_real_time_factor(15.0, 30.0)
+        interrupt = Interrupt(TranscribeOptions(), engine.closing, time.monotonic())
+        for _ in range(10):
+            engine.scheduler.submit(lambda turn: turn.set_audio_seconds(0.0), interrupt, 30.0).result(PATIENCE_SECONDS)
+        assert engine.scheduler.workload().real_time_factor == 0.5
+
+
+class TestEnd:
+    def test_it_waits_for_what_runs_and_takes_no_more(self) -> None:
+        engine = Engine()
+        first = shut(1)
+        futures = [engine.submit("a", 5, first), engine.submit("b", 5, opened())]
+        engine.wait_for("a0")
+        closer = threading.Thread(target=engine.scheduler.close)
+        closer.start()
+        first[0].set()
+        closer.join(PATIENCE_SECONDS)
+        assert [future.result(0) for future in futures] == ["a", "b"]
+        with pytest.raises(ClosedError):
+            engine.submit("c", 5, opened())
+        engine.scheduler.close()
+
+    def test_not_from_inside(self, engine: Engine) -> None:
+        interrupt = Interrupt(TranscribeOptions(), engine.closing, time.monotonic())
+        future = engine.scheduler.submit(lambda _turn: engine.scheduler.close(), interrupt, 1.0)
+        assert isinstance(future.exception(PATIENCE_SECONDS), EngineError)
+
+    def test_an_exception_is_the_future_s_and_frees_the_slot(self, engine: Engine) -> None:
+        interrupt = Interrupt(TranscribeOptions(), engine.closing, time.monotonic())
+        future = engine.scheduler.submit(lambda _turn: 1 // 0, interrupt, 1.0)
+        assert isinstance(future.exception(PATIENCE_SECONDS), ZeroDivisionError)
+        assert engine.submit("a", 5, opened()).result(PATIENCE_SECONDS) == "a"
+
+    def test_it_tells_when_it_is_idle(self) -> None:
+        idle = threading.Event()
+        engine = Engine(on_idle=idle.set)
+        first = shut(1)
+        engine.submit("a", 5, first)
+        engine.submit("b", 5, opened())
+        engine.wait_for("a0")
+        assert not idle.is_set()
+        first[0].set()
+        assert idle.wait(PATIENCE_SECONDS)
+        assert engine.log == ["a0", "b0"]
+        engine.scheduler.close()

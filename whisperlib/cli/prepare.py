@@ -1,0 +1,91 @@
+"""`whisperlib prepare`: what has to be there before the server starts, and the environment for it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whisperlib import binding, models, variants
+from whisperlib.cli import serve
+from whisperlib.cli.common import say
+from whisperlib.cli.progress import download_bar
+from whisperlib.errors import DownloadError
+from whisperlib.models import ModelFile, Progress
+from whisperlib.settings import Settings
+from whisperlib.variants import Choice
+
+SAY_EVERY_SECONDS = 5.0  # of a download, where no bar can be drawn
+
+
+@click.command("prepare", params=serve.command.params)
+def command(**given: Any) -> None:
+    """Fetch the model if it is missing, choose the libraries, and print the environment as shell commands.
+
+    What was chosen and why goes to stderr, as does the progress of a download. `eval "$(whisperlib prepare)"` sets
+    LD_LIBRARY_PATH and WHISPER_LIB_DIR. The options are those of `serve`, so that the same can be given to both.
+    """
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    model = _model(settings)
+    choice = variants.choose(settings.device, model_dir=model.path.parent)
+    say(f"whisperlib: model {model.name} ({model.quantization}, {model.size / 1e6:,.0f} MB): {model.path}")
+    say(f"whisperlib: libraries {choice.variant} on {choice.device}{_why(choice, settings)}: {choice.directory}")
+    path = [str(choice.directory), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    click.echo(f"export WHISPER_LIB_DIR={shlex.quote(str(_library_dir(choice)))}")
+    click.echo(f"export LD_LIBRARY_PATH={shlex.quote(':'.join(path))}")
+
+
+def _model(settings: Settings) -> ModelFile:
+    on_gpu = settings.device != "cpu" and binding.ask_driver().available
+    try:
+        with _progress(settings.model_size) as progress:
+            return models.resolve(
+                device="cuda" if on_gpu else "cpu", download=True, progress=progress, settings=settings
+            )
+    except DownloadError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        raise DownloadError(
+            f"{settings.model_root} cannot be written by the user with the id {os.geteuid()}: {error.__cause__}: "
+            "let this user write there, run as another, or set WHISPER_MODEL_ROOT"
+        ) from error
+
+
+def _library_dir(choice: Choice) -> Path:
+    """Return what the server is to choose from: what was passed over, too, where it can, so that /health says why."""
+    parent = choice.directory.parent
+    beside = choice.passed_over and all(reason.startswith(f"{parent}{os.sep}") for reason in choice.passed_over)
+    return parent if beside else choice.directory
+
+
+def _why(choice: Choice, settings: Settings) -> str:
+    reasons = list(choice.passed_over)
+    cuda = binding.ask_driver()
+    if choice.device == "cpu" and not cuda.available and settings.device == "auto":
+        reasons.append(f"no GPU: {cuda.reason}")
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Progress]:
+    """Draw a bar on a terminal; in a log, say now and then how far it is."""
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SAY_EVERY_SECONDS:
+            said = time.monotonic()
+            say(f"whisperlib: downloading {name}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
+
+    if sys.stderr.isatty():
+        with download_bar(name) as bar:
+            yield bar
+    else:
+        yield tell

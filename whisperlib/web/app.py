@@ -1,0 +1,32 @@
+"""Makes the Flask application."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from whisperlib.fetch import Fetcher
+from whisperlib.web import errors, guard, log, metrics, running
+from whisperlib.web.routes import docs, inference, openai, status, transcribe
+from whisperlib.web.service import EXTENSION, Service
+
+MAX_FORM_PARTS = 200
+MAX_FORM_MEMORY_BYTES = 1 << 20  # of fields that are not files
+
+
+def create_app(service: Service | None = None) -> Flask:
+    """Make the application around `service`, or around one of its own that somebody must `start`."""
+    service = service or Service()
+    app = Flask(__name__, static_folder=None)
+    app.config.update(
+        MAX_CONTENT_LENGTH=service.settings.max_body_bytes,
+        MAX_FORM_PARTS=MAX_FORM_PARTS,
+        MAX_FORM_MEMORY_SIZE=MAX_FORM_MEMORY_BYTES,
+    )
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the order of the documentation
+    app.extensions[EXTENSION] = service
+    app.extensions[running.FETCHER] = Fetcher(service.settings)  # now, so that bad settings show at the start
+    for part in (log, metrics, guard, errors):
+        part.register(app)
+    for room in (status, docs, transcribe, openai, inference):
+        app.register_blueprint(room.routes)
+    return app

@@ -1,0 +1,100 @@
+"""Who may call: API keys, web pages of other origins, and where the server may listen without keys."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import socket
+
+from flask import Flask, Response, request
+
+from whisperlib.errors import OptionError
+from whisperlib.settings import Settings
+from whisperlib.web.errors import ApiError
+from whisperlib.web.service import current_service
+
+NO_KEYS = "none"
+OPEN_ENDPOINTS = ("status.health", "status.ready", "status.index", "docs.page", "docs.document", "docs.asset")
+PREFLIGHT_SECONDS = 3600
+
+
+def register(app: Flask) -> None:
+    """Check keys before, and add the headers of CORS after every request."""
+    app.before_request(_preflight)
+    app.before_request(_check_key)
+    app.after_request(_allow_origin)
+
+
+def is_open(settings: Settings) -> bool:
+    """Whether requests need no key."""
+    return not settings.api_keys or _words(settings) == [NO_KEYS]
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raise OptionError where others than this machine could call and nobody said that they may without a key.
+
+    `none` beside keys is refused, too: it would be one of them, and easy to guess.
+    """
+    if len(settings.api_keys) > 1 and NO_KEYS in _words(settings):
+        raise OptionError(f"WHISPER_API_KEYS has {NO_KEYS!r} beside keys: give either keys, or {NO_KEYS!r} alone")
+    if settings.api_keys or _is_loopback(settings.host):
+        return
+    raise OptionError(
+        f"WHISPER_HOST = {settings.host!r} lets others than this machine call: set WHISPER_API_KEYS to the keys that "
+        f"they must bear, or to {NO_KEYS!r} to serve everybody"
+    )
+
+
+def _words(settings: Settings) -> list[str]:
+    return [key.get_secret_value().lower() for key in settings.api_keys]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # no such host; no host name
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
+def _check_key() -> None:
+    settings = current_service().settings
+    if is_open(settings) or request.endpoint in OPEN_ENDPOINTS:
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    key = given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
+    if not key:
+        raise ApiError(401, "no API key: send it as `Authorization: Bearer KEY`", code="missing_api_key")
+    # Every key is compared, in a time that tells nothing of where they differ.
+    digest = _digest(key.encode("latin-1", "replace"))  # WSGI's way to hand over a header's bytes
+    keys = [one.get_secret_value().encode("utf-8", "surrogateescape") for one in settings.api_keys]
+    if not sum(hmac.compare_digest(digest, _digest(one)) for one in keys):
+        raise ApiError(401, "incorrect API key", code="invalid_api_key")
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _preflight() -> Response | None:
+    if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
+        return None
+    return Response(status=204)
+
+
+def _allow_origin(response: Response) -> Response:
+    allowed, origin = current_service().settings.cors_origins, request.headers.get("Origin")
+    if not allowed:
+        return response
+    response.vary.add("Origin")
+    if origin is None or not ("*" in allowed or origin in allowed):
+        return response
+    response.headers["Access-Control-Allow-Origin"] = "*" if "*" in allowed else origin
+    response.headers["Access-Control-Expose-Headers"] = "x-request-id, Retry-After, openai-processing-ms"
+    if request.method == "OPTIONS":
+        response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+        asked = request.headers.get("Access-Control-Request-Headers", "Authorization, Content-Type")
+        response.headers["Access-Control-Allow-Headers"] = asked
+        response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_SECONDS)
+    return response

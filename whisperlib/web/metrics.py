@@ -1,0 +1,140 @@
+"""What `/metrics` tells, in Prometheus' terms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import cast
+
+from flask import Flask, Response, current_app, g, request
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from whisperlib import system
+from whisperlib.errors import UnavailableError
+from whisperlib.results import Transcription
+from whisperlib.web import log
+from whisperlib.web.service import EXTENSION as SERVICE
+from whisperlib.web.service import Service
+
+EXTENSION = "whisper_metrics"
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
+_METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
+_FACTORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """The metrics of one application, in a registry of their own."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(_Engine(service))
+        self.requests = Counter(
+            "whisper_http_requests", "Requests answered.", ["route", "method", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "whisper_http_request_seconds", "From head to last byte.", ["route"], buckets=_SECONDS, registry=registry
+        )
+        self.errors = Counter("whisper_errors", "Requests refused or failed.", ["code"], registry=registry)
+        self.audio = Counter("whisper_audio_seconds", "Audio transcribed.", registry=registry)
+        self.inference = Counter("whisper_inference_seconds", "Time that the model ran.", registry=registry)
+        self.wait = Histogram("whisper_queue_wait_seconds", "Wait for a slot.", buckets=_SECONDS, registry=registry)
+        self.factor = Histogram(
+            "whisper_real_time_factor", "Seconds of work per second of audio.", buckets=_FACTORS, registry=registry
+        )
+        self.fallbacks = Counter(
+            "whisper_fallback_segments", "Segments decoded again at a higher temperature.", registry=registry
+        )
+        self.dropped = Counter(
+            "whisper_dropped_windows", "Windows taken for silence, whatever the model made up there.", registry=registry
+        )
+        self.fetches = Counter("whisper_fetches", "Files fetched from an audio_url.", ["outcome"], registry=registry)
+        self.fetched_bytes = Counter("whisper_fetched_bytes", "Bytes fetched from an audio_url.", registry=registry)
+        self.fetch_seconds = Histogram(
+            "whisper_fetch_seconds", "Time to fetch a file.", buckets=_SECONDS, registry=registry
+        )
+
+
+class _Engine(Collector):
+    """What is read at the moment when somebody asks."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        service = self._service
+        values: list[tuple[str, str, float]] = [
+            ("whisper_ready", "1 while the model is loaded and requests are taken.", service.phase == "ready"),
+            ("whisper_in_flight_requests", "Requests that are inside.", service.in_flight),
+            ("whisper_resident_memory_bytes", "Resident memory of this process.", system.resident_bytes()),
+        ]
+        try:
+            adapter = service.adapter
+        except UnavailableError:
+            pass
+        else:
+            work, config = adapter.workload(), adapter.config
+            values += [
+                ("whisper_running_requests", "Requests that hold a slot.", work.running),
+                ("whisper_waiting_requests", "Requests that wait for a slot.", work.waiting),
+                ("whisper_queue_audio_seconds", "Audio still to be transcribed.", work.queued_audio_seconds),
+                ("whisper_predicted_wait_seconds", "Wait of a short request that comes now.", work.wait_seconds),
+                ("whisper_measured_real_time_factor", "As admission reckons with it.", work.real_time_factor),
+                ("whisper_slots", "Requests that may run at once.", config.concurrency),
+                ("whisper_threads", "Threads of each.", config.threads),
+                ("whisper_model_load_seconds", "Loading the model took.", config.load_seconds),
+            ]
+        for name, text, value in values:
+            yield GaugeMetricFamily(name, text, value)
+
+
+def register(app: Flask) -> None:
+    """Count every request of `app`."""
+    app.extensions[EXTENSION] = Metrics(app.extensions[SERVICE])
+    app.after_request(_count)
+
+
+def current() -> Metrics:
+    """Return the metrics of the app that handles the request."""
+    return cast(Metrics, current_app.extensions[EXTENSION])
+
+
+def observe(result: Transcription, fetch_seconds: float = 0.0) -> None:
+    """Count a transcription that has ended."""
+    metrics, timings = current(), result.timings
+    metrics.audio.inc(result.duration)
+    metrics.inference.inc(timings.inference)
+    metrics.wait.observe(timings.queue)
+    if result.duration:
+        metrics.factor.observe((timings.vad + timings.inference) / result.duration)
+    metrics.fallbacks.inc(sum(bool(segment.temperature) for segment in result.segments))
+    metrics.dropped.inc(result.dropped_windows)
+    if fetch_seconds:
+        metrics.fetch_seconds.observe(fetch_seconds)
+
+
+def fetched(outcome: str, size_bytes: int = 0) -> None:
+    """Count a fetch: `outcome` is `ok` or the code of an error."""
+    metrics = current()
+    metrics.fetches.labels(outcome).inc()
+    metrics.fetched_bytes.inc(size_bytes)
+
+
+def _count(response: Response) -> Response:
+    metrics = current()
+    # The rule, never the path: anybody could make up as many of those as they like.
+    route = request.url_rule.rule if request.url_rule else "none"
+    method = request.method if request.method in _METHODS else "other"
+    started, record = g.started, g.record
+
+    def count() -> None:
+        metrics.requests.labels(route, method, str(log.final_status(response, record))).inc()
+        metrics.request_seconds.labels(route).observe(time.monotonic() - started)
+        if code := record.get("error"):
+            metrics.errors.labels(code).inc()
+
+    response.call_on_close(count)
+    return response

@@ -1,0 +1,288 @@
+"""OpenAI's audio API: what its clients send, and what they expect."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+from flask import Blueprint, Response, jsonify
+from pydantic import BaseModel, Field, RootModel
+
+from whisperlib import formats
+from whisperlib.adapter import WhisperLibraryAdapter
+from whisperlib.options import MAX_PROMPT_CHARACTERS, TranscribeOptions, VadOptions
+from whisperlib.results import Segment, Task
+from whisperlib.web import form, running, schemas, stream
+from whisperlib.web.errors import ApiError
+from whisperlib.web.openapi import describe
+from whisperlib.web.running import Event, Outcome
+from whisperlib.web.service import current_service
+
+routes = Blueprint("openai", __name__, url_prefix="/v1")
+
+ALIAS = "whisper-1"  # what clients of OpenAI's service ask for: the model that is loaded
+Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
+FORMATS = get_args(Format)
+# The names that clients know our options by.
+FIELDS = {
+    "initial_prompt": "prompt",
+    "threshold": "chunking_strategy[threshold]",
+    "pad_seconds": "chunking_strategy[prefix_padding_ms]",
+    "min_silence_seconds": "chunking_strategy[silence_duration_ms]",
+}
+
+
+class TranslationForm(BaseModel):
+    """What a translation is asked with."""
+
+    file: bytes = Field(description="Audio in any format.", json_schema_extra={"format": "binary"})
+    model: str = Field(ALIAS, description="The loaded model's name, or `whisper-1`; left out: the loaded model.")
+    prompt: str | None = Field(None, description="Text that the model takes as said before; its end counts.")
+    response_format: Format = Field("json", description="How the answer is written.")
+    temperature: float = Field(0.0, ge=0, le=1, description="First decoding temperature; higher ones are a fallback.")
+
+
+class TranscriptionForm(TranslationForm):
+    """What a transcription is asked with."""
+
+    language: str | None = Field(None, description="Code or English name; left out: it is detected.")
+    stream: bool = Field(False, description="Answer with server-sent events, each segment as soon as it is settled.")
+    timestamp_granularities: list[str] = Field(
+        ["segment"], alias="timestamp_granularities[]", description="`segment`, `word` or both, for verbose_json."
+    )
+    chunking_strategy: str | None = Field(
+        None,
+        description="`auto`, or an object of type server_vad with threshold, prefix_padding_ms, "
+        "silence_duration_ms: how speech is found.",
+    )
+    keywords: list[str] = Field(
+        [],
+        alias="keywords[]",
+        description="Words to expect; they go before the prompt, and with it to all of the audio.",
+    )
+    languages: list[str] = Field(
+        [], alias="languages[]", description="One language is taken; of several it is detected."
+    )
+    include: list[str] = Field([], alias="include[]", description="`logprobs` is refused: they come per segment.")
+
+
+class Usage(BaseModel):
+    """What was used: seconds of audio."""
+
+    type: str = "duration"
+    seconds: float
+
+
+class TranscriptionJson(BaseModel):
+    """The text."""
+
+    text: str
+    usage: Usage
+
+
+class TranscriptionVerbose(TranscriptionJson):
+    """The text with its times, in seconds. Of `segments` and `words` that is null which was not asked for."""
+
+    task: Task
+    language: str
+    duration: float
+    segments: list[schemas.VerboseSegment] | None
+    words: list[schemas.Word] | None
+
+
+class TranscriptionAnswer(RootModel[TranscriptionJson | TranscriptionVerbose]):
+    """The answer in `json` or `verbose_json`."""
+
+
+class Model(BaseModel):
+    """A model that may be asked for."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "whisperlib"
+
+
+class ModelList(BaseModel):
+    """The models that may be asked for."""
+
+    object: str = "list"
+    data: list[Model]
+
+
+_ANSWERS = {
+    200: {"application/json": TranscriptionAnswer, "text/plain": None, "text/vtt": None, "application/x-subrip": None}
+}
+
+
+@routes.post("/audio/transcriptions")
+@describe(
+    tag="OpenAI",
+    request={"multipart/form-data": TranscriptionForm},
+    answers={200: {**_ANSWERS[200], stream.MIME_TYPE: None}},
+)
+def transcriptions() -> Response:
+    """Transcribe, as OpenAI's API does."""
+    with running.admitted() as admission:
+        audio = form.upload()
+        _check_model(admission.adapter)
+        response_format, granularities = _format(), _granularities()
+        options = _options("transcribe", with_words="word" in granularities)
+        if form.flag("stream"):
+            if response_format not in {"json", "text"}:
+                raise form.bad("response_format", response_format, "a stream is json, or text")
+            return _stream(running.stream(audio, options))
+        return _answer(running.transcribe(audio, options), response_format, granularities)
+
+
+@routes.post("/audio/translations")
+@describe(tag="OpenAI", request={"multipart/form-data": TranslationForm}, answers=_ANSWERS)
+def translations() -> Response:
+    """Translate into English, as OpenAI's API does."""
+    with running.admitted() as admission:
+        audio = form.upload()
+        _check_model(admission.adapter)
+        response_format = _format()
+        options = _options("translate", with_words=False)
+        return _answer(running.transcribe(audio, options), response_format, ("segment",))
+
+
+@routes.get("/models")
+@describe(tag="OpenAI", answers={200: {"application/json": ModelList}})
+def models() -> Response:
+    """List the models that may be asked for."""
+    return jsonify(ModelList(data=_models(current_service().adapter)).model_dump())
+
+
+@routes.get("/models/<path:model_id>")
+@describe(tag="OpenAI", answers={200: {"application/json": Model}})
+def model(model_id: str) -> Response:
+    """Tell of one model."""
+    adapter = current_service().adapter
+    for one in _models(adapter):
+        if one.id == model_id:
+            return jsonify(one.model_dump())
+    raise _no_such_model(model_id, adapter)
+
+
+def _models(adapter: WhisperLibraryAdapter) -> list[Model]:
+    created = int(adapter.config.path.stat().st_mtime)
+    return [Model(id=name, created=created) for name in (adapter.config.model, ALIAS)]
+
+
+def _check_model(adapter: WhisperLibraryAdapter) -> None:
+    wanted = form.text("model")
+    if wanted not in {None, ALIAS, adapter.config.model}:
+        raise _no_such_model(str(wanted), adapter)
+
+
+def _no_such_model(name: str, adapter: WhisperLibraryAdapter) -> ApiError:
+    message = f"the model {name[:100]!r} is not served here: ask for {adapter.config.model!r} or {ALIAS!r}"
+    return ApiError(404, message, code="model_not_found", param="model")
+
+
+def _format() -> str:
+    asked = form.text("response_format")
+    if asked == "diarized_json":
+        raise form.bad("response_format", asked, f"speakers are not told apart here: give one of {', '.join(FORMATS)}")
+    return form.choice("response_format", FORMATS)
+
+
+def _granularities() -> tuple[str, ...]:
+    asked = tuple(form.texts("timestamp_granularities"))
+    name = "timestamp_granularities"
+    for one in asked:
+        if one not in formats.GRANULARITIES:
+            raise form.bad(name, one, f"give {' or '.join(formats.GRANULARITIES)}")
+    if "word" in asked and form.text("response_format") != "verbose_json":
+        raise form.bad(name, "word", "words come with response_format=verbose_json only")
+    return asked or ("segment",)
+
+
+def _options(task: Task, *, with_words: bool) -> TranscribeOptions:
+    form.log_unknown(TranscriptionForm.model_fields)
+    if "logprobs" in form.texts("include"):
+        raise form.bad("include", "logprobs", "log probabilities come per segment, with response_format=verbose_json")
+    keywords = ", ".join(word for keyword in form.texts("keywords") if (word := keyword.strip()))
+    with form.complaints_about(FIELDS):
+        given: dict[str, Any] = {
+            "task": task,
+            "language": _language(),
+            "initial_prompt": _prompt(keywords),
+            "carry_initial_prompt": bool(keywords),
+            "temperature": form.number("temperature"),
+            "word_timestamps": with_words,
+            "vad_options": _vad(),
+        }
+        return TranscribeOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def _language() -> str | None:
+    several = form.texts("languages")
+    return form.text("language") or (several[0] if len(several) == 1 else None)
+
+
+def _prompt(keywords: str) -> str:
+    """Put the keywords before the prompt, and cut the prompt's front off where that is too long."""
+    prompt = form.prompt("prompt") or ""
+    if not keywords:
+        return prompt
+    keywords = f"{keywords[: MAX_PROMPT_CHARACTERS // 2]}. "
+    return keywords + prompt[-(MAX_PROMPT_CHARACTERS - len(keywords)) :]
+
+
+def _vad() -> VadOptions | None:
+    strategy = form.nested("chunking_strategy")
+    if strategy is None or strategy == "auto":
+        return None
+    if not isinstance(strategy, dict) or strategy.get("type") != "server_vad":
+        raise form.bad("chunking_strategy", strategy, "give auto, or an object of type server_vad")
+    names = {"threshold": 1.0, "prefix_padding_ms": 1000.0, "silence_duration_ms": 1000.0}
+    try:
+        threshold, padding, silence = (
+            float(strategy[name]) / unit if name in strategy else None for name, unit in names.items()
+        )
+    except ValueError:
+        raise form.bad("chunking_strategy", strategy, f"give numbers for {', '.join(names)}") from None
+    chosen = {"threshold": threshold, "pad_seconds": padding, "min_silence_seconds": silence}
+    return VadOptions(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _answer(outcome: Outcome, response_format: str, granularities: tuple[str, ...]) -> Response:
+    result = outcome.result
+    if response_format not in {"json", "verbose_json"}:
+        text = formats.render(result, response_format)
+        return Response(text, content_type=f"{formats.MEDIA_TYPES[response_format]}; charset=utf-8")
+    told = formats.to_dict(result, response_format == "verbose_json", granularities)
+    return jsonify({**told, "usage": _usage(outcome)})
+
+
+def _usage(outcome: Outcome) -> dict[str, Any]:
+    return Usage(seconds=math.ceil(outcome.result.duration)).model_dump()
+
+
+def _stream(events: Iterator[Event]) -> Response:
+    seen_text = False
+
+    def write(event: Event) -> str:
+        nonlocal seen_text
+        line = _line(event, first=not seen_text)
+        seen_text = seen_text or (isinstance(event, Segment) and bool(event.text))
+        return line
+
+    return stream.respond(events, write, error_name=None)
+
+
+def _line(event: Event, *, first: bool) -> str:
+    if isinstance(event, Segment):
+        told = formats.segment_to_dict(event)
+        # Without a speaker typed clients cannot read it, though nobody is told apart here.
+        place = {"id": f"seg_{event.id}", **{name: told[name] for name in ("start", "end", "text")}, "speaker": ""}
+        delta = event.text if first else event.separator + event.text
+        lines = [stream.event({"type": "transcript.text.delta", "delta": delta})] if event.text else []
+        return "".join([*lines, stream.event({"type": "transcript.text.segment", **place})])
+    if isinstance(event, Outcome):
+        done = {"type": "transcript.text.done", "text": event.result.text, "usage": _usage(event)}
+        return f"{stream.event(done)}data: [DONE]\n\n"
+    return f": progress {event.fraction:.3f}\n\n"

@@ -1,0 +1,150 @@
+"""What `POST /transcribe` takes and gives, as pydantic models: they check it, and they document it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from whisperlib import formats, results
+from whisperlib.options import TranscribeOptions
+from whisperlib.web.running import Outcome
+
+SERVER_OPTIONS = ("threads", "cancel", "progress")  # a client may not set them
+Format = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
+
+
+def nested(annotation: Any) -> type[BaseModel] | None:
+    """Return the annotation of a field that has fields of its own, None for any other."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _twin(model: type[BaseModel], leave_out: Collection[str] = ()) -> type[BaseModel]:
+    """Make a model with the fields of `model` which, unlike it, can be told how strictly to convert types."""
+    fields: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name not in leave_out:
+            inner = nested(field.annotation)
+            fields[name] = (_twin(inner) if inner else field.annotation, field)
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    return pydantic.create_model(model.__name__, __config__=config, __doc__=model.__doc__, **fields)
+
+
+Parameters = pydantic.create_model(
+    "Parameters",
+    __base__=_twin(TranscribeOptions, SERVER_OPTIONS),
+    __doc__="All that a client may say beside the audio itself; what is left out has its default.",
+    audio_url=(str | None, Field(None, description="Where the server fetches the audio: http or https.")),
+    model=(str | None, Field(None, description="Name of the loaded model, the only one that is served.")),
+    response_format=(Format, Field("json", description="How the answer is written.")),
+    stream=(bool, Field(False, description="Answer with server-sent events while the work goes on.")),
+)
+
+Form = pydantic.create_model(
+    "Form",
+    __base__=Parameters,
+    __doc__="A multipart form: the audio as `file`, or an `audio_url`.",
+    file=(bytes | None, Field(None, description="The audio, in any common format.")),
+)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+
+class Word(_Answer):
+    """A word; times are seconds, `probability` is 0 to 1."""
+
+    word: str
+    start: float | None
+    end: float | None
+    probability: float | None
+
+
+class Segment(_Answer):
+    """A stretch of speech; times are seconds. `words` are there in a stream, if they were asked for."""
+
+    id: int
+    start: float | None
+    end: float | None
+    text: str
+    words: list[Word] | None = None
+
+
+class VerboseSegment(Segment):
+    """A segment with what the model made of it, as OpenAI's API names it."""
+
+    seek: int
+    tokens: list[int]
+    temperature: float | None
+    avg_logprob: float | None
+    compression_ratio: float | None
+    no_speech_prob: float | None
+
+
+class Timings(_Answer):
+    """Where the time went, in seconds. `total` counts from when the upload was there."""
+
+    fetch: float
+    decode: float
+    queue: float
+    vad: float
+    inference: float
+    total: float
+
+
+class Answer(_Answer):
+    """A transcription.
+
+    `language` is a code, null where there was no speech; `duration` the length of the audio in seconds; `words` is
+    there if they were asked for; `complete` is false where a deadline cut it short and `on_interrupt` is `partial`.
+    `task` is there in `verbose_json`, whose segments tell more.
+    """
+
+    text: str
+    language: str | None
+    duration: float
+    segments: list[VerboseSegment | Segment]
+    words: list[Word] | None = None
+    model: str
+    task: results.Task | None = None
+    complete: bool
+    timings: Timings
+
+
+def answer(outcome: Outcome, *, verbose: bool = False, words: bool = False) -> dict[str, Any]:
+    """Return an outcome in the form of `Answer`, ready for JSON."""
+    result, spent = outcome.result, outcome.result.timings
+    seconds = {
+        "fetch": outcome.fetch_seconds,
+        "decode": spent.decode,
+        "queue": spent.queue,
+        "vad": spent.vad,
+        "inference": spent.inference,
+        "total": outcome.total_seconds,
+    }
+    fields = {
+        "text": result.text,
+        "language": result.language,
+        "duration": round(result.duration, 3),
+        "segments": [formats.segment_to_dict(one) if verbose else segment(one) for one in result.segments],
+        "model": result.model,
+        "complete": result.complete,
+        "timings": {name: round(value, 4) for name, value in seconds.items()},
+    }
+    if verbose:
+        fields["task"] = result.task
+    if words:
+        fields["words"] = [formats.word_to_dict(word) for word in result.words]
+    return fields
+
+
+def segment(one: results.Segment, *, words: bool = False) -> dict[str, Any]:
+    """Return a segment in the form of `Segment`, ready for JSON."""
+    verbose = formats.segment_to_dict(one)
+    fields = {name: verbose[name] for name in ("id", "start", "end", "text")}
+    if words:
+        fields["words"] = [formats.word_to_dict(word) for word in one.words]
+    return fields
