@@ -36,7 +36,7 @@ down: ## stop it
 	@$(COMPOSE) down
 
 test-docker: $(VENV)/.dev native ## build the image and test it
-	@$(PY) -m pytest tests/docker $(ARGS)
+	@$(PY) -m pytest tests/docker --timeout 3600 $(ARGS)
 
 test: $(VENV)/.dev native ## run the tests; make test ARGS='-k audio -x' passes options to pytest
 	@$(PY) -m pytest $(ARGS)

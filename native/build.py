@@ -30,7 +30,7 @@ from native.source import (
     Source,
     current,
     locked,
-    patch_is_applied,
+    patches_are_applied,
     prepare,
     write_json,
 )
@@ -112,9 +112,8 @@ def build(name: str, jobs: int, targets: Sequence[str]) -> None:
     if _installed_key(installed) != key:
         started = time.monotonic()
         check_machine()
-        for patch in source.patches:
-            if not patch_is_applied(PATCHES / patch, BUILD / "source"):
-                raise BuildError(f"{patch} is not applied in native/build/source: remove that directory")
+        if not patches_are_applied([PATCHES / patch for patch in source.patches], BUILD / "source"):
+            raise BuildError("native/build/source has not all of native/patches applied: remove that directory")
         flags |= cuda.toolkit_flags(BUILD) if variant.gpu else {}
         products = _compile(name, flags, targets, jobs)
         if current() != source:

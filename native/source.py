@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -159,30 +159,33 @@ def verify(path: Path, sha256: str) -> None:
 
 def apply_patch(patch: Path, tree: Path) -> None:
     """Apply one patch to `tree`, or find it applied already. Raises BuildError naming the patch."""
-    if patch_is_applied(patch, tree):
+    if patches_are_applied([patch], tree):
         return
-    result = _git_apply(patch, tree)
-    if result.returncode != 0 or not patch_is_applied(patch, tree):
+    result = _git_apply(patch.read_text(), tree)
+    if result.returncode != 0 or not patches_are_applied([patch], tree):
         reason = (result.stderr.strip().splitlines() or ["git skipped it"])[0]
         raise BuildError(f"{patch.name} does not fit this whisper.cpp: {reason}")
 
 
-def patch_is_applied(patch: Path, tree: Path) -> bool:
-    """Tell whether every change of `patch` is in `tree`."""
+def patches_are_applied(patches: Sequence[Path], tree: Path) -> bool:
+    """Tell whether every change of `patches`, in the order in which they build on one another, is in `tree`."""
+    text = "".join(patch.read_text() for patch in patches)
+    # As one input git takes them back one after the other, the last one first.
     # --verbose names each file it looked at: a file that git skips in silence is not named.
-    result = _git_apply(patch, tree, "--reverse", "--check", "--verbose")
-    files = re.findall(r"^\+\+\+ b/(\S+)", patch.read_text(), re.MULTILINE)
+    result = _git_apply(text, tree, "--reverse", "--check", "--verbose")
+    files = re.findall(r"^\+\+\+ b/(\S+)", text, re.MULTILINE)
     return result.returncode == 0 and all(f"Checking patch {name}" in result.stderr for name in files)
 
 
-def _git_apply(patch: Path, tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def _git_apply(patch: str, tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
     # The tree lies inside whisperlib's own repository, which ignores it: seen from there git would
     # skip every file without a word. The ceiling keeps git from finding that repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {"GIT_CEILING_DIRECTORIES": str(tree.resolve().parent), "LC_ALL": "C"}
     return subprocess.run(
-        ["git", "apply", "--whitespace=nowarn", *options, str(patch.resolve())],
+        ["git", "apply", "--whitespace=nowarn", *options, "-"],
         cwd=tree,
+        input=patch,
         env=environment,
         capture_output=True,
         text=True,

@@ -25,7 +25,7 @@ def _fresh_settings() -> None:
 def test_all_parts_are_told_and_fit_into_json(library_dir: Path) -> None:
     told = info.collect()
     assert json.loads(json.dumps(told)) == told
-    assert set(told) == {"versions", "libraries", "cpu", "openmp", "cuda", "memory", "models", "settings"}
+    assert set(told) == {"versions", "libraries", "cpu", "openmp", "cuda", "memory", "models", "encoder", "settings"}
     libraries = told["libraries"]
     assert "error" not in libraries
     [chosen] = [build for build in libraries["found"] if build["standing"].startswith("chosen")]
@@ -131,3 +131,12 @@ def test_memory(tmp_path: Path, files: dict[str, str], limit: int | None) -> Non
 
 def test_memory_where_the_system_tells_nothing(tmp_path: Path) -> None:
     assert info.memory(tmp_path)["total_bytes"] is None
+
+
+def test_tells_which_encoder_the_default_model_runs_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_MODEL_SIZE", "micro")
+    monkeypatch.setenv("WHISPER_ENCODER", "ggml")
+    get_settings.cache_clear()
+    told = info.collect(parts=["encoder"])["encoder"]
+    assert (told["runs"], told["reason"]) == ("ggml", "asked for")
+    assert told["model"].endswith("ggml-micro-f16.bin")

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from whisperlib import assets, audio, binding, models, system, variants
+from whisperlib import assets, audio, binding, encoder, models, system, variants
 from whisperlib.audio import Source as AudioSource
 from whisperlib.binding import Context, VadContext
 from whisperlib.errors import AudioError, ClosedError, InterruptedTranscription, OptionError
@@ -45,12 +45,15 @@ class ModelConfig:
     """What an adapter runs: see `WhisperLibraryAdapter.config`. Sizes are bytes, times seconds.
 
     `passed_over` says which builds of the libraries come before the one that runs but cannot be used here, and why.
+    `encoder` is what runs the encoder ("ggml", "openvino bf16"), `encoder_reason` why.
     """
 
     model: str
     path: Path
     device: str
     compute_type: str
+    encoder: str
+    encoder_reason: str
     beam_size: int
     threads: int
     concurrency: int
@@ -114,6 +117,7 @@ class WhisperLibraryAdapter:
         self._context = Context(
             library, model_file.path, use_gpu=choice.device == "cuda", flash_attention=flash_attention
         )
+        encoder_choice = self._choose_encoder(choice.device)
         self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._scheduler = Scheduler(
@@ -133,6 +137,8 @@ class WhisperLibraryAdapter:
             path=model_file.path,
             device=choice.device,
             compute_type=model_file.quantization,
+            encoder=str(encoder_choice),
+            encoder_reason=encoder_choice.reason,
             beam_size=TranscribeOptions().beam_size,
             threads=self._threads,
             concurrency=self._concurrency,
@@ -147,11 +153,14 @@ class WhisperLibraryAdapter:
             resident_bytes=system.resident_bytes(),
         )
         logger.info(
-            "instance %s: loaded %s (%s) on %s with %d × %d threads in %.2f s, warmed up in %.2f s, %.0f MB resident",
+            "instance %s: loaded %s (%s) on %s, encoder %s (%s), with %d × %d threads in %.2f s, warmed up in %.2f s, "
+            "%.0f MB resident",
             instance_id,
             model_file.name,
             model_file.quantization,
             choice.device,
+            encoder_choice,
+            encoder_choice.reason,
             self._concurrency,
             self._threads,
             load_seconds,
@@ -289,6 +298,20 @@ class WhisperLibraryAdapter:
             yield vad
         finally:
             self._vads.put(vad)
+
+    def _choose_encoder(self, device: str) -> encoder.Choice:
+        choice = encoder.choose(
+            self._model.path,
+            wanted=self.settings.encoder,
+            precision=self.settings.encoder_precision,
+            device=device,
+            takes_encoder=self._context.library.takes_encoder,
+        )
+        if choice.accelerated:
+            self._context.use_encoder(
+                encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
+            )
+        return choice
 
     def _warm_up(self) -> float:
         """Run detector, encoder and decoder once on a second of silence; return the seconds it took."""

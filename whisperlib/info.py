@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from whisperlib import __version__, _openmp, binding, models, system, variants
+from whisperlib import __version__, _openmp, binding, encoder, models, system, variants
 from whisperlib.binding import Candidate, Library
 from whisperlib.errors import WhisperlibError
 from whisperlib.settings import PREFIX, Settings, get_settings, without_credentials
@@ -44,6 +44,7 @@ def collect(*, probe: bool = True, parts: Collection[str] | None = None) -> dict
         "cuda": lambda: asdict(binding.ask_driver()),
         "memory": memory,
         "models": lambda: _or_error(_models),
+        "encoder": lambda: _or_error(_encoder),
         "settings": lambda: _or_error(_settings),
     }
     return {part: tell() for part, tell in tellers.items() if parts is None or part in parts}
@@ -218,6 +219,21 @@ def _models() -> dict[str, Any]:
         ],
         "damaged": [problem for shelf in shelves for problem in shelf.damaged],
     }
+
+
+def _encoder() -> dict[str, Any]:
+    """Tell which encoder the default model would run on this machine's CPU, and why."""
+    settings = get_settings()
+    model = models.resolve(device="cpu", settings=settings).path
+    library = binding.loaded()
+    choice = encoder.choose(
+        model,
+        wanted=settings.encoder,
+        precision=settings.encoder_precision,
+        device="cpu",
+        takes_encoder=library is None or library.takes_encoder,
+    )
+    return {"model": str(model), "runs": str(choice), "reason": choice.reason, "openvino": _version("openvino")}
 
 
 def _settings() -> dict[str, Any]:

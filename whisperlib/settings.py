@@ -79,6 +79,14 @@ class Settings(BaseSettings):
         default="auto",
     )
     device: Literal["auto", "cpu", "cuda"] = _setting("device", "Where the model runs.", default="auto")
+    encoder: Literal["auto", "ggml", "openvino"] = _setting(
+        "encoder",
+        "What runs the encoder on a CPU; `auto`: OpenVINO where it is installed and was made for the model.",
+        default="auto",
+    )
+    encoder_precision: Literal["auto", "bf16", "f32", "int8"] = _setting(
+        "precision", "What OpenVINO computes in; `auto`: bf16 where the CPU has it, else f32.", default="auto"
+    )
     lib_dir: Path | None = _setting(
         "path", "Directory of the native libraries; unset, they are searched.", allowed="a path", default=None
     )
@@ -198,7 +206,9 @@ class Settings(BaseSettings):
         except RuntimeError:
             raise ValueError("no such home directory") from None
 
-    @pydantic.field_validator("quantization", "device", "log_level", "log_format", mode="before")
+    @pydantic.field_validator(
+        "quantization", "device", "encoder", "encoder_precision", "log_level", "log_format", mode="before"
+    )
     @classmethod
     def _any_case(cls, value: object, info: pydantic.ValidationInfo) -> object:
         if not isinstance(value, str):

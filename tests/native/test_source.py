@@ -160,6 +160,19 @@ def test_our_patches_are_applied_and_say_why() -> None:
     ours = sorted(source.PATCHES.glob("*.patch"))
     tree = source.BUILD / "source"
     assert ours
+    assert source.patches_are_applied(ours, tree)
     for patch in ours:
-        assert source.patch_is_applied(patch, tree), patch.name
         assert "Upstream status:" in patch.read_text().partition("diff --git")[0], patch.name
+
+
+def test_a_tree_that_lacks_the_last_patch_is_told(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.patch", tmp_path / "2.patch"
+    first.write_text("--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-one\n+two\n")
+    second.write_text("--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-two\n+three\n")
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a.txt").write_text("one\n")
+    for patch in (first, second):
+        assert not source.patches_are_applied([first, second], tree)
+        source.apply_patch(patch, tree)
+    assert source.patches_are_applied([first, second], tree)

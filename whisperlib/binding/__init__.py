@@ -1,6 +1,7 @@
 """The only room that knows ctypes: whisper.cpp's C interface as a few safe Python objects."""
 
 from whisperlib.binding.cuda import CudaAvailability, ask_driver
+from whisperlib.binding.external import CrossAttention, Encoder, EncoderShape, EncoderWindow
 from whisperlib.binding.handles import (
     Callbacks,
     Context,
@@ -18,8 +19,12 @@ __all__ = [
     "Callbacks",
     "Candidate",
     "Context",
+    "CrossAttention",
     "CudaAvailability",
     "Device",
+    "Encoder",
+    "EncoderShape",
+    "EncoderWindow",
     "FullArguments",
     "Library",
     "RawSegment",

@@ -21,6 +21,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from whisperlib.binding import log
+from whisperlib.binding.external import (
+    CrossAttention,
+    Encoder,
+    EncoderCallback,
+    EncoderShape,
+    ExternalEncoder,
+    cross_attention,
+)
 from whisperlib.binding.library import Library
 from whisperlib.binding.structs import (
     AbortCallback,
@@ -29,7 +37,14 @@ from whisperlib.binding.structs import (
     NewSegmentCallback,
     ProgressCallback,
 )
-from whisperlib.errors import ClosedError, EngineError, ModelFileError, OptionError, OutOfMemoryError
+from whisperlib.errors import (
+    ClosedError,
+    EngineError,
+    LibraryLoadError,
+    ModelFileError,
+    OptionError,
+    OutOfMemoryError,
+)
 from whisperlib.pcm import SAMPLE_RATE, Samples
 
 logger = logging.getLogger(__name__)
@@ -138,7 +153,7 @@ class FullArguments:
     """What one `whisper_full` is to do; the names are whisper.h's. Checked before C is reached."""
 
     n_threads: int
-    language: str
+    language: str | None  # None: detected within the first encode
     translate: bool = False
     beam_size: int = 5
     best_of: int = 5
@@ -174,7 +189,7 @@ class FullArguments:
         params.n_threads = self.n_threads
         params.n_max_text_ctx = self.n_max_text_ctx
         params.translate = self.translate
-        params.language = self.language.encode()
+        params.language = self.language.encode() if self.language else None
         params.detect_language = False
         params.print_progress = False
         params.print_timestamps = False
@@ -213,11 +228,22 @@ class Context(Handle):
 
     Raises ModelFileError where the library refuses the file. Check the file first (`models.check_header`):
     before 1.9.3 whisper.cpp overflows its stack on a malformed one.
+
+    `flash_attention` is ggml's encoder's, `decoder_flash_attention` the decoder's; None chooses by device: on a CPU it
+    halves the encoder's time and costs the decoder up to a factor of two and a half.
     """
 
     noun = "model context"
 
-    def __init__(self, library: Library, path: Path, *, use_gpu: bool = False, flash_attention: bool = True) -> None:
+    def __init__(
+        self,
+        library: Library,
+        path: Path,
+        *,
+        use_gpu: bool = False,
+        flash_attention: bool = True,
+        decoder_flash_attention: bool | None = None,
+    ) -> None:
         library.check_process()
         params = library.c.whisper_context_default_params()
         params.use_gpu = use_gpu
@@ -229,6 +255,9 @@ class Context(Handle):
             raise ModelFileError(f"{path}: {error}") from None
         super().__init__(library, pointer, library.c.whisper_free)
         self.path = path
+        wanted = flash_attention and use_gpu if decoder_flash_attention is None else decoder_flash_attention
+        self._decoder_flash_attention = wanted
+        self._encoder: Encoder | None = None
         self._children: weakref.WeakSet[State] = weakref.WeakSet()
         c_lib = library.c
         self.is_multilingual = bool(c_lib.whisper_is_multilingual(pointer))
@@ -236,6 +265,11 @@ class Context(Handle):
         self.n_audio_ctx = int(c_lib.whisper_model_n_audio_ctx(pointer))
         self.n_text_ctx = int(c_lib.whisper_model_n_text_ctx(pointer))
         self.end_of_text = int(c_lib.whisper_token_eot(pointer))
+        self.encoder_shape = EncoderShape(
+            n_mels=int(c_lib.whisper_model_n_mels(pointer)),
+            n_text_layer=int(c_lib.whisper_model_n_text_layer(pointer)),
+            n_text_state=int(c_lib.whisper_model_n_text_state(pointer)),
+        )
         # As Vocab::num_languages in whisper.cpp: large-v3 added Cantonese; before, its token means "translate".
         self.n_languages = self.n_vocab - 51765 - int(self.is_multilingual)
 
@@ -245,13 +279,31 @@ class Context(Handle):
             return ("en",)
         return tuple(self.library.c.whisper_lang_str(i).decode() for i in range(self.n_languages))
 
+    def use_encoder(self, encoder: Encoder | None) -> None:
+        """Have the states that are made from now on call `encoder` in place of ggml's; None: ggml's again.
+
+        It is called with each window, in the thread that runs the state; what it raises, the run raises. Raises
+        LibraryLoadError where the library cannot do that.
+        """
+        if encoder and not self.library.takes_encoder:
+            raise LibraryLoadError(f"{self.library.directory} takes no encoder: run `make native`")
+        self._encoder = encoder
+
     def new_state(self) -> State:
         """Allocate a fresh state (KV caches, buffers). Raises OutOfMemoryError."""
+        external = ExternalEncoder(self._encoder, self.encoder_shape) if self._encoder else None
+        c_lib = self.library.c
         with self._use() as pointer:
             log.forget_errors()
-            state = State(self, self.library.c.whisper_init_state(pointer))
-            self._children.add(state)
-            return state
+            if not self.library.takes_encoder:
+                state = c_lib.whisper_init_state(pointer)
+            else:
+                flash_attention = self._decoder_flash_attention and not external
+                callback = external.callback if external else EncoderCallback()
+                state = c_lib.whisper_init_state_with_encoder(pointer, flash_attention, callback, None)
+            handle = State(self, state, external)
+            self._children.add(handle)
+            return handle
 
     def token_count(self, text: str) -> int:
         """Count the tokens of `text`. Raises OptionError above 2,000 characters (see options)."""
@@ -272,8 +324,9 @@ class State(Handle):
 
     noun = "state"
 
-    def __init__(self, context: Context, pointer: int) -> None:
+    def __init__(self, context: Context, pointer: int, external: ExternalEncoder | None = None) -> None:
         super().__init__(context.library, pointer, context.library.c.whisper_free_state)
+        self._external = external  # C holds a raw pointer to its callback
         self.context = context  # keeps the context alive: it must outlive its states
         self._one_thread = threading.RLock()
         self._running = False
@@ -286,7 +339,7 @@ class State(Handle):
         whatever a callback raised.
         """
         c_lib = self.library.c
-        if arguments.language not in self.context.languages():
+        if arguments.language is not None and arguments.language not in self.context.languages():
             raise OptionError(f"language {arguments.language!r} is unknown to {self.context.path.name}")
         if arguments.audio_ctx > self.context.n_audio_ctx:
             raise OptionError(f"audio_ctx = {arguments.audio_ctx}: the model has {self.context.n_audio_ctx}")
@@ -304,7 +357,7 @@ class State(Handle):
                 self._disown()  # whisper_full has freed the state
                 raise
             except EngineError as error:
-                raise kept.error or error from None
+                raise kept.error or self._encoder_error() or error from None
             finally:
                 self._running = False
             if kept.error is not None:
@@ -323,8 +376,35 @@ class State(Handle):
         with self.context._use() as context, self._exclusive() as state:
             log.forget_errors()
             c_lib.whisper_pcm_to_mel_with_state(context, state, pointer_to_samples, len(samples), n_threads)
-            c_lib.whisper_lang_auto_detect_with_state(context, state, 0, n_threads, probabilities)
+            try:
+                c_lib.whisper_lang_auto_detect_with_state(context, state, 0, n_threads, probabilities)
+            except EngineError as error:
+                raise self._encoder_error() or error from None
         return {code: float(probabilities[i]) for i, code in enumerate(codes)}
+
+    def encode(self, samples: Samples, n_threads: int) -> CrossAttention:
+        """Encode the first 30 s of `samples` and return a copy of what the decoder would attend to.
+
+        Takes samples as `full` does. Raises EngineError on a GPU and with flash attention in the decoder.
+        """
+        c_lib = self.library.c
+        pointer_to_samples = _samples_pointer(samples)
+        keys, values = c.c_void_p(), c.c_void_p()
+        with self.context._use() as context, self._exclusive() as state:
+            log.forget_errors()
+            c_lib.whisper_pcm_to_mel_with_state(context, state, pointer_to_samples, len(samples), n_threads)
+            try:
+                c_lib.whisper_encode_with_state(context, state, 0, n_threads)
+            except EngineError as error:
+                raise self._encoder_error() or error from None
+            c_lib.whisper_get_cross_kv_from_state(state, c.byref(keys), c.byref(values))
+            found = cross_attention(
+                keys.value or 0, values.value or 0, self.context.encoder_shape, self.context.n_audio_ctx
+            )
+            return CrossAttention(found.keys.copy(), found.values.copy())
+
+    def _encoder_error(self) -> BaseException | None:
+        return self._external.take_error() if self._external else None
 
     @property
     def language(self) -> str | None:

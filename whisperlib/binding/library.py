@@ -89,6 +89,11 @@ class Library:
             )
 
     @property
+    def takes_encoder(self) -> bool:
+        """Whether states can call an encoder of the caller's: our build is needed."""
+        return hasattr(self.c, "whisper_init_state_with_encoder")
+
+    @property
     def system_info(self) -> str:
         """CPU features that ggml was built with and uses, as ggml prints them."""
         self.check_process()

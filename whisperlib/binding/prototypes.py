@@ -6,6 +6,7 @@ import ctypes as c
 from typing import Any
 
 from whisperlib.binding import status
+from whisperlib.binding.external import EncoderCallback
 from whisperlib.binding.structs import ContextParams, FullParams, TokenData, VadContextParams
 from whisperlib.errors import AbiMismatchError, ModelFileError, OutOfMemoryError
 
@@ -39,6 +40,8 @@ WHISPER: Functions = {
     "whisper_full_with_state": (_I, [_P, _P, FullParams, _SAMPLES, _I]),
     # int whisper_pcm_to_mel_with_state(whisper_context *, whisper_state *, const float *, int n, int n_threads);
     "whisper_pcm_to_mel_with_state": (_I, [_P, _P, _SAMPLES, _I, _I]),
+    # int whisper_encode_with_state(whisper_context *, whisper_state *, int offset, int n_threads);
+    "whisper_encode_with_state": (_I, [_P, _P, _I, _I]),
     # int whisper_lang_auto_detect_with_state(whisper_context *, whisper_state *, int offset_ms, int n_threads,
     #                                         float * lang_probs);
     "whisper_lang_auto_detect_with_state": (_I, [_P, _P, _I, _I, _SAMPLES]),
@@ -60,6 +63,7 @@ WHISPER: Functions = {
     "whisper_model_n_audio_state": (_I, [_P]),
     "whisper_model_n_audio_layer": (_I, [_P]),
     "whisper_model_n_text_ctx": (_I, [_P]),
+    "whisper_model_n_text_state": (_I, [_P]),
     "whisper_model_n_text_layer": (_I, [_P]),
     "whisper_model_n_mels": (_I, [_P]),
     "whisper_model_ftype": (_I, [_P]),
@@ -95,8 +99,11 @@ WHISPER: Functions = {
 ERRCHECK = {
     "whisper_init_from_file_with_params_no_state": status.pointer("the model could not be loaded", ModelFileError),
     "whisper_init_state": status.pointer("no state could be allocated", OutOfMemoryError),
+    "whisper_init_state_with_encoder": status.pointer("no state could be allocated", OutOfMemoryError),
+    "whisper_get_cross_kv_from_state": status.truth("this state's keys and values cannot be read"),
     "whisper_full_with_state": status.status("whisper_full"),
     "whisper_pcm_to_mel_with_state": status.status("whisper_pcm_to_mel", {-1: status.MEANINGS[-2]}),
+    "whisper_encode_with_state": status.status("whisper_encode", {-1: status.MEANINGS[-6]}),
     "whisper_lang_auto_detect_with_state": status.status(
         "whisper_lang_auto_detect",
         {-1: "offset before the start", -2: "offset past the end", -6: "the encoder failed", -7: "the decoder failed"},
@@ -109,6 +116,11 @@ ERRCHECK = {
 WHISPER_OPTIONAL: Functions = {
     # float whisper_full_get_segment_temperature_from_state(whisper_state *, int i_segment);
     "whisper_full_get_segment_temperature_from_state": (_F, [_P, _I]),
+    # whisper_state * whisper_init_state_with_encoder(whisper_context *, bool flash_attn_decode,
+    #                                                 whisper_encoder_callback, void * user_data);
+    "whisper_init_state_with_encoder": (_P, [_P, c.c_bool, EncoderCallback, _P]),
+    # bool whisper_get_cross_kv_from_state(whisper_state *, const void ** k, const void ** v);
+    "whisper_get_cross_kv_from_state": (c.c_bool, [_P, c.POINTER(_P), c.POINTER(_P)]),
 }
 
 GGML: Functions = {

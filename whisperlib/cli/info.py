@@ -35,6 +35,7 @@ def command(as_json: bool) -> None:
         ("Memory", ((_words(name), size and _size(size)) for name, size in told["memory"].items())),
         ("CUDA", ((_words(name), value) for name, value in told["cuda"].items())),
         ("Models", _models(told["models"])),
+        ("Encoder on the CPU", _encoder(told["encoder"])),
         ("Settings", _settings(told["settings"])),
     ):
         click.echo(f"{title}\n" + "".join(f"  {name:<{_WIDTH}}{_shown(value)}\n" for name, value in lines))
@@ -84,6 +85,15 @@ def _models(told: dict[str, Any]) -> Iterator[Line]:
         yield f"{file['name']} {file['quantization']}, {_size(file['size_bytes'])}", file["path"]
     for problem in told["damaged"]:
         yield "problem", problem
+
+
+def _encoder(told: dict[str, Any]) -> Iterator[Line]:
+    if "error" in told:
+        yield "problem", told["error"]
+        return
+    yield "of the default model", told["runs"]
+    yield "reason", told["reason"]
+    yield "openvino", told["openvino"]
 
 
 def _settings(told: dict[str, Any]) -> Iterator[Line]:

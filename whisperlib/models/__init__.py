@@ -1,13 +1,14 @@
 """Models by name: where their files lie, whether they are sound, and how missing ones are fetched or made."""
 
 from whisperlib.models.catalogue import CATALOGUE, Artifact, Catalogue, Model
-from whisperlib.models.header import Header, VadHeader, check_header, check_vad_header
+from whisperlib.models.header import WEIGHT_TYPES, Header, VadHeader, check_header, check_vad_header, locate_tensors
 from whisperlib.models.quantizer import find_quantizer, quantize
 from whisperlib.models.store import ModelFile, Shelf, Verified, fetch, list_models, resolve, verify
 from whisperlib.models.transfer import Progress
 
 __all__ = [
     "CATALOGUE",
+    "WEIGHT_TYPES",
     "Artifact",
     "Catalogue",
     "Header",
@@ -22,6 +23,7 @@ __all__ = [
     "fetch",
     "find_quantizer",
     "list_models",
+    "locate_tensors",
     "quantize",
     "resolve",
     "verify",

@@ -104,11 +104,23 @@ class Tensor(NamedTuple):
         return math.prod(self.shape) // kind.elements * kind.block_bytes
 
 
+class Located(NamedTuple):
+    """A tensor and the place of its data in the file: bytes from the start."""
+
+    tensor: Tensor
+    offset: int
+
+
 def check_header(path: Path) -> Header:
     """Check a Whisper model from its first byte to its last, but for the weights themselves, and describe it.
 
     Takes milliseconds. Raises ModelNotFoundError, or ModelFileError for what whisper.cpp could not load.
     """
+    return locate_tensors(path)[0]
+
+
+def locate_tensors(path: Path) -> tuple[Header, dict[str, Located]]:
+    """Check a Whisper model as `check_header` does, and tell where in the file each tensor's data lie."""
     with _reading(path) as reader:
         reader.magic()
         header = Header(*reader.numbers(11))
@@ -119,8 +131,7 @@ def check_header(path: Path) -> Header:
             reader.refuse(f"its mel filters are {filters[0]} × {filters[1]}, not {header.n_mels} × 201")
         reader.skip(4 * math.prod(filters))
         reader.vocabulary(header.n_vocab)
-        reader.tensors(layout(header))
-        return header
+        return header, reader.tensors(layout(header))
 
 
 def check_vad_header(path: Path) -> VadHeader:
@@ -285,8 +296,9 @@ class _Reader:
         self._file.seek(-len(entries), os.SEEK_CUR)
         self.skip(position)
 
-    def tensors(self, expected: dict[str, Tensor]) -> None:
+    def tensors(self, expected: dict[str, Tensor]) -> dict[str, Located]:
         missing = dict(expected)
+        located: dict[str, Located] = {}
         while self._left:
             dimensions, name_bytes, tensor_id = self.numbers(3)
             if not 0 <= dimensions <= MAX_DIMENSIONS or not 1 <= name_bytes <= MAX_NAME_BYTES:
@@ -299,9 +311,11 @@ class _Reader:
             found = _BY_TENSOR_ID.get(tensor_id, f"type {tensor_id}")
             if (_padded(shape), found) != (_padded(tensor.shape), tensor.quantization):
                 self.refuse(f"tensor {name} is {found} {shape}, not {tensor.quantization} {tensor.shape}")
+            located[name] = Located(tensor, self._file.tell())
             self.skip(tensor.size)
         if missing:
             self.refuse(f"it lacks {len(missing)} of {len(expected)} tensors, among them {next(iter(missing))}")
+        return located
 
     def _cut_off(self) -> NoReturn:
         self.refuse(f"it is cut off after {os.fstat(self._file.fileno()).st_size:,} bytes")

@@ -1,0 +1,86 @@
+"""Which encoder runs, and what is said of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whisperlib import WhisperLibraryAdapter, assets, encoder
+from whisperlib.encoder import Choice, files
+from whisperlib.errors import ModelError, ModelNotFoundError
+from whisperlib.pcm import Samples
+from whisperlib.settings import Settings
+
+
+def choose(
+    model: Path, wanted: str = "auto", precision: str = "auto", *, device: str = "cpu", takes_encoder: bool = True
+) -> Choice:
+    return encoder.choose(model, wanted=wanted, precision=precision, device=device, takes_encoder=takes_encoder)
+
+
+def test_what_was_made_is_taken(accelerated_model: Path) -> None:
+    choice = choose(accelerated_model)
+    assert str(choice) == f"openvino {files.precisions()[0]}"
+    assert choice.reason.startswith("made and verified; it differs from ggml's encoder by ")
+    assert choose(accelerated_model, "openvino", "f32").reason.startswith("asked for; ")
+
+
+def test_ggml_by_name(accelerated_model: Path) -> None:
+    choice = choose(accelerated_model, "ggml")
+    assert (str(choice), choice.reason, choice.accelerated) == ("ggml", "asked for", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": "cuda"}, "runs on a CPU, and the model on cuda"),
+        ({"takes_encoder": False}, "these native libraries take no other encoder"),
+        ({"precision": "int8"}, r"no OpenVINO encoder beside it: .*--int8"),
+    ],
+)
+def test_auto_falls_back_and_says_why_where_a_name_fails(
+    accelerated_model: Path, changes: dict[str, Any], reason: str
+) -> None:
+    choice = choose(accelerated_model, **changes)
+    assert choice.name == "ggml"
+    with pytest.raises(ModelError, match=reason) as raised:
+        choose(accelerated_model, "openvino", **changes)
+    assert choice.reason == str(raised.value)
+
+
+def test_a_precision_that_this_cpu_has_not(accelerated_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whisperlib.system.cpu_flags", lambda: ("avx2",))
+    assert str(choose(accelerated_model)) == "openvino f32"
+    with pytest.raises(ModelError, match="this CPU does not compute in bf16: give f32"):
+        choose(accelerated_model, "openvino", "bf16")
+
+
+def test_one_that_was_not_compared_in_this_precision(accelerated_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whisperlib.encoder.files.precisions", lambda: ("bf17", "f32"))
+    assert "was not compared with ggml's encoder in bf17" in choose(accelerated_model).reason
+
+
+def test_an_adapter_runs_it_and_says_so(
+    accelerated_model: Path,
+    references: dict[str, dict[str, Any]],
+    adapter: WhisperLibraryAdapter,
+    sample: Callable[[str], Samples],
+) -> None:
+    assert adapter.config.encoder == "ggml"
+    assert "no OpenVINO encoder beside it" in adapter.config.encoder_reason
+    with WhisperLibraryAdapter(accelerated_model, threads=1, concurrency=2) as accelerated:
+        assert accelerated.config.encoder == f"openvino {files.precisions()[0]}"
+        for name in references:
+            expected = adapter.transcribe(sample(name))
+            got = accelerated.transcribe(sample(name))
+            assert (got.text, got.language) == (expected.text, expected.language), name
+
+
+def test_an_adapter_that_is_asked_for_it_fails_without(tmp_path: Path) -> None:
+    model = Path(shutil.copy(assets.MICRO_MODEL, tmp_path))
+    with pytest.raises(ModelNotFoundError, match="whisperlib models accelerate"):
+        WhisperLibraryAdapter(model, settings=Settings(encoder="openvino"))
