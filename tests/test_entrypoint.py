@@ -104,6 +104,16 @@ class TestEntrypoint:
             model = server.get("/health").json()["model"]
         assert (model["model"], model["path"]) == (size, str(file))
 
+    def test_the_encoder_that_is_asked_for_is_made_once(self, tmp_path: Path) -> None:
+        model = Path(shutil.copy(assets.MICRO_MODEL, tmp_path))
+        first = entrypoint("prepare", model_size=str(model), encoder="openvino")
+        assert "encoder: comparing in f32" in first.stderr
+        assert "whisperlib: encoder openvino " in first.stderr
+        again = entrypoint("prepare", model_size=str(model), encoder="openvino")
+        assert "comparing" not in again.stderr
+        assert "whisperlib: encoder openvino " in again.stderr
+        assert first.stdout == again.stdout
+
     def test_options_of_the_server_hold_for_what_is_prepared(self, tmp_path: Path) -> None:
         settings = {"model_root": str(tmp_path), "artifact_url": "http://127.0.0.1:9", "download_retries": "0"}
         assert "ggml-tiny-q5_1.bin" in refusal("serve", "--model", "tiny", **settings)

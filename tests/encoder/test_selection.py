@@ -59,9 +59,13 @@ def test_a_precision_that_this_cpu_has_not(accelerated_model: Path, monkeypatch:
         choose(accelerated_model, "openvino", "bf16")
 
 
-def test_one_that_was_not_compared_in_this_precision(accelerated_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whisperlib.encoder.files.precisions", lambda: ("bf17", "f32"))
-    assert "was not compared with ggml's encoder in bf17" in choose(accelerated_model).reason
+def test_one_that_was_not_compared_in_the_best_precision_runs_in_the_next(
+    accelerated_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whisperlib.encoder.files.precisions", lambda: ("fp8", "f32"))
+    assert str(choose(accelerated_model)) == "openvino f32"
+    monkeypatch.setattr("whisperlib.encoder.files.precisions", lambda: ("fp8",))
+    assert "was not compared with ggml's encoder in auto" in choose(accelerated_model).reason
 
 
 def test_an_adapter_runs_it_and_says_so(

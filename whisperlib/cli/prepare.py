@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
-from whisperlib import binding, models, variants
+from whisperlib import binding, encoder, models, variants
 from whisperlib.cli import serve
 from whisperlib.cli.common import say
 from whisperlib.cli.progress import download_bar
-from whisperlib.errors import DownloadError
+from whisperlib.errors import DownloadError, ModelError
 from whisperlib.models import ModelFile, Progress
 from whisperlib.settings import Settings
 from whisperlib.variants import Choice
@@ -29,7 +29,8 @@ SAY_EVERY_SECONDS = 5.0  # of a download, where no bar can be drawn
 def command(**given: Any) -> None:
     """Fetch the model if it is missing, choose the libraries, and print the environment as shell commands.
 
-    What was chosen and why goes to stderr, as does the progress of a download. `eval "$(whisperlib prepare)"` sets
+    Where WHISPER_ENCODER is openvino, the model's encoder is made if it is missing. What was chosen and why goes to
+    stderr, as does the progress of a download. `eval "$(whisperlib prepare)"` sets
     LD_LIBRARY_PATH and WHISPER_LIB_DIR. The options are those of `serve`, so that the same can be given to both.
     """
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -37,6 +38,8 @@ def command(**given: Any) -> None:
     choice = variants.choose(settings.device, model_dir=model.path.parent)
     say(f"whisperlib: model {model.name} ({model.quantization}, {model.size / 1e6:,.0f} MB): {model.path}")
     say(f"whisperlib: libraries {choice.variant} on {choice.device}{_why(choice, settings)}: {choice.directory}")
+    if choice.device == "cpu":
+        say(f"whisperlib: encoder {_encoder(settings, model, choice)}")
     path = [str(choice.directory), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     click.echo(f"export WHISPER_LIB_DIR={shlex.quote(str(_library_dir(choice)))}")
     click.echo(f"export LD_LIBRARY_PATH={shlex.quote(':'.join(path))}")
@@ -56,6 +59,29 @@ def _model(settings: Settings) -> ModelFile:
             f"{settings.model_root} cannot be written by the user with the id {os.geteuid()}: {error.__cause__}: "
             "let this user write there, run as another, or set WHISPER_MODEL_ROOT"
         ) from error
+
+
+def _encoder(settings: Settings, model: ModelFile, choice: Choice) -> str:
+    """Say which encoder the server will run and why, after making it if it is asked for by name and missing."""
+    kind = "int8" if settings.encoder_precision == "int8" else "float"
+    if settings.encoder == "openvino":
+        try:
+            encoder.find(model.path, kind)
+        except ModelError:
+            encoder.accelerate(
+                model.path,
+                binding.load(choice.directory),
+                kind,
+                report=lambda step: say(f"whisperlib: encoder: {step}"),
+            )
+    chosen = encoder.choose(
+        model.path,
+        wanted=settings.encoder,
+        precision=settings.encoder_precision,
+        device=choice.device,
+        takes_encoder=True,
+    )
+    return f"{chosen} ({chosen.reason})"
 
 
 def _library_dir(choice: Choice) -> Path:

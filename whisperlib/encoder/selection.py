@@ -54,19 +54,20 @@ def _openvino(model: Path, precision: str, device: str, takes_encoder: bool, *, 
         raise ModelError("these native libraries take no other encoder: run `make native`")
     files.require_openvino()
     accelerated = files.find(model, "int8" if precision == "int8" else "float")
-    runs_in = files.precisions()[0] if precision in {"auto", "int8"} else precision
-    if runs_in not in files.precisions():
-        raise ModelError(f"this CPU does not compute in {runs_in}: give {' or '.join(files.precisions())}")
-    error = accelerated.relative_errors.get(runs_in)
-    if error is None:
+    if precision in {"bf16", "f32"} and precision not in files.precisions():
+        raise ModelError(f"this CPU does not compute in {precision}: give {' or '.join(files.precisions())}")
+    compared = accelerated.relative_errors
+    usable = [each for each in files.precisions() if each in compared and precision in {each, "auto", "int8"}]
+    if not usable:
         raise ModelFileError(
-            f"{accelerated.directory.name} was not compared with ggml's encoder in {runs_in}: run "
+            f"{accelerated.directory.name} was not compared with ggml's encoder in {precision}: run "
             f"`whisperlib models accelerate {model}` on this machine"
         )
+    runs_in = usable[0]
     reason = "asked for" if asked else "made and verified"
     return Choice(
         "openvino",
-        f"{reason}; it differs from ggml's encoder by {100 * error:.1f} %",
+        f"{reason}; it differs from ggml's encoder by {100 * compared[runs_in]:.1f} %",
         "int8" if precision == "int8" else runs_in,
         runs_in,
         accelerated,

@@ -1,0 +1,101 @@
+"""Shares the cores between states and threads, by a short measurement that is remembered per machine and build."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+logger = logging.getLogger(__name__)
+
+MAX_THREADS_PER_STATE = 8  # one state stops scaling there; several states go on
+MAX_STATES = 64
+# So much slower a request may be if that lets another one run beside it.
+WORTH_ANOTHER_STATE = 1.15
+ROUNDS = 2  # the faster one counts: noise only ever adds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`concurrency` states of `threads` threads each; `reason` is for people.
+
+    `seconds` maps the numbers of threads that were tried to the time of one request, where that was measured.
+    """
+
+    threads: int
+    concurrency: int
+    reason: str
+    seconds: dict[int, float]
+
+
+def by_cores(cores: int, threads: int | None = None, concurrency: int | None = None) -> Plan:
+    """Fill in what is not given so that threads times states fit `cores`, without a measurement.
+
+    With few cores one request gets them all: two at one thread each take as long as the two in turn.
+    """
+    reason = "set" if threads and concurrency else f"{cores} cores may be used"
+    threads = threads or max(1, min(MAX_THREADS_PER_STATE, cores // (concurrency or 1)))
+    concurrency = concurrency or max(1, min(MAX_STATES, cores // threads))
+    return Plan(threads, concurrency, reason, {})
+
+
+def by_measurement(cores: int, facts: Sequence[str], measure: Callable[[int], float]) -> Plan:
+    """Choose the fewest threads a state that are about as fast as the best, and as many states as then fit.
+
+    `measure` runs a request with so many threads and returns its seconds. `facts` are what else the answer depends
+    on (machine, build, model): it is remembered for them.
+    """
+    path = _cache_file([str(cores), *facts])
+    seconds = _read(path)
+    remembered = set(seconds) == set(candidates(cores))
+    if not remembered:
+        rounds = [{threads: measure(threads) for threads in candidates(cores)} for _ in range(ROUNDS)]
+        seconds = {threads: min(each[threads] for each in rounds) for threads in candidates(cores)}
+        _write(path, seconds)
+    fastest = min(seconds.values())
+    threads = min(n for n, took in seconds.items() if took <= WORTH_ANOTHER_STATE * fastest)
+    tried = ", ".join(f"{n}: {took:.3f} s" for n, took in sorted(seconds.items()))
+    reason = f"{'remembered' if remembered else 'measured'}, by threads: {tried}"
+    return Plan(threads, max(1, min(MAX_STATES, cores // threads)), reason, seconds)
+
+
+def candidates(cores: int) -> tuple[int, ...]:
+    """Return the numbers of threads that are worth trying: the most that one state can use, and halves of it."""
+    threads = min(MAX_THREADS_PER_STATE, cores)
+    found = []
+    while threads:
+        found.append(threads)
+        threads //= 2
+    return tuple(found)
+
+
+def _cache_file(facts: Sequence[str]) -> Path:
+    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+    return Path(platformdirs.user_cache_dir("whisperlib")) / f"threads-{name}.json"
+
+
+def _read(path: Path) -> dict[int, float]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {int(threads): float(seconds) for threads, seconds in known.items() if float(seconds) > 0.0}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(path: Path, seconds: dict[int, float]) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(seconds), encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        logger.info("the measurement of the threads is not remembered: %s", error)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
