@@ -211,6 +211,7 @@ class TestOptions:
 
     def test_every_value_reaches_its_field(self) -> None:
         wanted = TranscribeOptions(
+            profile="fast",
             language="de",
             task="translate",
             beam_size=2,
@@ -230,6 +231,8 @@ class TestOptions:
             vad=False,
             vad_options=VadOptions(threshold=0.4, min_speech_seconds=0.3, min_silence_seconds=0.2, pad_seconds=0.1),
             audio_ctx=512,
+            fit_audio_ctx=True,
+            chunking="parallel",
             timeout_seconds=9.0,
             on_interrupt="partial",
         )
@@ -262,6 +265,19 @@ class TestOptions:
         monkeypatch.setattr(transcribe._Run, "transcribe", lambda self, _jobs: seen.append(self.options))
         assert invoke("transcribe", "--translate", ONE).exit_code == 0
         assert seen[0].task == "translate"
+
+    def test_a_profile_sets_what_the_command_line_leaves_out(
+        self, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
+    ) -> None:
+        seen: list[TranscribeOptions] = []
+        monkeypatch.setattr(transcribe._Run, "transcribe", lambda self, _jobs: seen.append(self.options))
+        arguments = ["--profile", "fast", "--chunking", "sequential", "--vad-threshold", "0.4"]
+        assert invoke("transcribe", *arguments, ONE).exit_code == 0
+        options = seen[0].with_profile()
+        assert (options.beam_size, options.chunking, options.fit_audio_ctx) == (1, "sequential", True)
+        assert seen[0].vad_options == VadOptions(threshold=0.4)
+        assert invoke("transcribe", "--profile", "fast", "--beam-size", "5", ONE).exit_code == 0
+        assert seen[1].with_profile().beam_size == 5
 
     def test_the_documentation_has_them_all(self) -> None:
         text = DOCUMENTATION.read_text(encoding="utf-8")

@@ -40,8 +40,18 @@ VAD_NUMBERS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
 TABLE = [(TranscribeOptions, *row) for row in NUMBERS] + [(VadOptions, *row) for row in VAD_NUMBERS]
 HUGE = pytest.param(10**400, id="more than a double holds")
 WORSE = pytest.param(10**5000, id="more than Python prints")
-BOOLEANS = ["carry_initial_prompt", "condition_on_previous_text", "word_timestamps", "vad"]
-OTHERS = ["language", "task", "initial_prompt", "vad_options", "on_interrupt", "cancel", "progress"]
+BOOLEANS = ["carry_initial_prompt", "condition_on_previous_text", "word_timestamps", "vad", "fit_audio_ctx"]
+OTHERS = [
+    "profile",
+    "language",
+    "task",
+    "initial_prompt",
+    "vad_options",
+    "chunking",
+    "on_interrupt",
+    "cancel",
+    "progress",
+]
 
 
 def refusal(kind: type[_Frozen], **values: Any) -> str:
@@ -103,6 +113,8 @@ def test_booleans(name: str) -> None:
     [
         ("task", "sing", "'transcribe' or 'translate'"),
         ("on_interrupt", "ignore", "'raise' or 'partial'"),
+        ("profile", "quick", "'accurate', 'balanced' or 'fast'"),
+        ("chunking", "both", "'sequential' or 'parallel'"),
         ("cancel", threading.Event(), "instance of CancelToken"),
         ("progress", 3, "callable"),
         ("language", 7, "string"),

@@ -277,6 +277,139 @@ class TestAdmission:
         assert engine.scheduler.workload().real_time_factor == 0.5
 
 
+class TestHelpers:
+    """A long request L of which helpers may take windows, each as long as its gate is shut."""
+
+    def start(self, engine: Engine, own: threading.Event, gates: list[threading.Event]) -> Future[str]:
+        interrupt = Interrupt(TranscribeOptions(), engine.closing, time.monotonic())
+
+        def help_out(number: int) -> Callable[[Turn], None]:
+            def work(turn: Turn) -> None:
+                turn.window()
+                engine.note(f"h{number}")
+                assert gates[number].wait(PATIENCE_SECONDS)
+
+            return work
+
+        def work(turn: Turn) -> str:
+            for number in range(len(gates)):
+                turn.add_helper(help_out(number))
+            turn.window()
+            engine.note("L")
+            assert own.wait(PATIENCE_SECONDS)
+            turn.dismiss_helpers()
+            engine.note("dismissed")
+            return "L"
+
+        return engine.scheduler.submit(work, interrupt, 30.0 * (1 + len(gates)))
+
+    @pytest.fixture
+    def two(self) -> Iterator[Engine]:
+        engine = Engine(slots=2)
+        yield engine
+        engine.closing.set()
+        engine.scheduler.close()
+
+    def test_they_run_where_nobody_waits(self, two: Engine) -> None:
+        own, gates = threading.Event(), shut(3)
+        long = self.start(two, own, gates)
+        two.wait_for("h0")
+        two.wait_for("L")
+        gates[0].set()
+        two.wait_for("h1")
+        clip = two.submit("s", 5, opened())
+        assert "s0" not in two.log
+        gates[1].set()  # a clip waits for one window
+        assert clip.result(PATIENCE_SECONDS) == "s"
+        two.wait_for("h2")
+        assert two.log.index("s0") < two.log.index("h2")
+        gates[2].set()
+        own.set()
+        assert long.result(PATIENCE_SECONDS) == "L"
+
+    def test_they_come_after_everybody_who_waits(self, two: Engine) -> None:
+        own, gates, first = threading.Event(), opened(2), shut(1)
+        other = two.submit("a", 40, first)
+        two.wait_for("a0")
+        long = self.start(two, own, gates)
+        two.wait_for("L")
+        later = [two.submit(name, seconds, opened()) for name, seconds in (("b", 40), ("c", 5))]
+        first[0].set()
+        for future in (other, *later):
+            future.result(PATIENCE_SECONDS)
+        two.wait_for("h1")
+        assert max(two.log.index("b0"), two.log.index("c0")) < two.log.index("h0")
+        own.set()
+        assert long.result(PATIENCE_SECONDS) == "L"
+
+    def test_those_that_run_are_waited_for_and_the_others_never_begin(self, two: Engine) -> None:
+        own, gates = threading.Event(), shut(3)
+        long = self.start(two, own, gates)
+        two.wait_for("h0")
+        own.set()
+        while two.scheduler._helpers:  # until the others are taken back
+            assert not gates[0].wait(0.01)
+        assert "dismissed" not in two.log
+        gates[0].set()
+        assert long.result(PATIENCE_SECONDS) == "L"
+        assert two.submit("a", 5, opened()).result(PATIENCE_SECONDS) == "a"
+        assert set(two.log) == {"h0", "L", "dismissed", "a0"}
+
+    def test_one_slot_has_none(self, engine: Engine) -> None:
+        own, gates = threading.Event(), opened(3)
+        own.set()
+        assert self.start(engine, own, gates).result(PATIENCE_SECONDS) == "L"
+        assert engine.log == ["L", "dismissed"]
+
+    def test_an_error_in_one_harms_nobody(self, two: Engine) -> None:
+        failed = threading.Event()
+
+        def fail(_: Turn) -> None:
+            failed.set()
+            raise ZeroDivisionError
+
+        def work(turn: Turn) -> str:
+            turn.add_helper(fail)
+            assert failed.wait(PATIENCE_SECONDS)
+            turn.dismiss_helpers()
+            return "L"
+
+        interrupt = Interrupt(TranscribeOptions(), two.closing, time.monotonic())
+        assert two.scheduler.submit(work, interrupt, 90.0).result(PATIENCE_SECONDS) == "L"
+
+    def test_the_predicted_wait_is_one_window(self, two: Engine) -> None:
+        two.scheduler.set_real_time_factor(15.0, 30.0)
+        own, gates = threading.Event(), shut(3)
+        long = self.start(two, own, gates)
+        two.wait_for("h0")
+        two.wait_for("L")
+        workload = two.scheduler.workload()
+        assert (workload.running, workload.waiting) == (1, 0)
+        assert workload.queued_audio_seconds == 120  # the two windows that run count whole
+        assert workload.wait_seconds <= 15
+        two.submit("M", 3000, opened(), limit=15)  # not the two minutes of the other
+        gates[0].set()
+        two.wait_for("M0")
+        for gate in (own, *gates):
+            gate.set()
+        assert long.result(PATIENCE_SECONDS) == "L"
+
+    def test_their_time_counts(self, two: Engine) -> None:
+        """The real-time factor is that of a slot, not of the request."""
+        own, gates = threading.Event(), shut(1)
+        long = self.start(two, own, gates)
+        two.wait_for("h0")
+        two.wait_for("L")
+        begun = time.monotonic()
+        assert not own.wait(0.05)
+        least = 2 * (time.monotonic() - begun)
+        for gate in (own, *gates):
+            gate.set()
+        assert long.result(PATIENCE_SECONDS) == "L"
+        two.scheduler.close()  # what has ended is measured by then
+        assert two.scheduler.workload().real_time_factor * 60 >= least
+
+
 class TestEnd:
     def test_it_waits_for_what_runs_and_takes_no_more(self) -> None:
         engine = Engine()

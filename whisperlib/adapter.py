@@ -139,7 +139,7 @@ class WhisperLibraryAdapter:
             compute_type=model_file.quantization,
             encoder=str(encoder_choice),
             encoder_reason=encoder_choice.reason,
-            beam_size=TranscribeOptions().beam_size,
+            beam_size=TranscribeOptions().with_profile(self.settings.profile).beam_size,
             threads=self._threads,
             concurrency=self._concurrency,
             process_id=os.getpid(),
@@ -235,6 +235,7 @@ class WhisperLibraryAdapter:
     def _request(
         self, source: AudioSource, options: TranscribeOptions, on_segment: Callable[[Segment], None] | None = None
     ) -> Request:
+        options = options.with_profile(self.settings.profile)
         self._check_usable(options)
         started = time.monotonic()
         samples = audio.load(source, max_seconds=self.settings.max_audio_seconds)

@@ -88,7 +88,7 @@ def get_model_config() -> dict[str, Any]:
         "path": None,
         "device": settings.device,
         "compute_type": settings.quantization,
-        "beam_size": TranscribeOptions().beam_size,
+        "beam_size": TranscribeOptions().with_profile(settings.profile).beam_size,
         "threads": settings.threads or None,
         "concurrency": settings.concurrency or None,
         "process_id": os.getpid(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +21,10 @@ SECONDS_PER_AUDIO_CTX = 0.02  # an encoder position covers two frames of 10 ms
 # stack on very long text.
 MAX_PROMPT_CHARACTERS = 2000
 MAX_SHOWN_CHARACTERS = 100  # of a refused value, in the message
+
+Profile = Literal["accurate", "balanced", "fast"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+DEFAULT_PROFILE: Profile = "balanced"
 
 ProgressCallback = Callable[[float], None]
 Model = TypeVar("Model", bound="_Frozen")
@@ -113,9 +117,13 @@ class VadOptions(_Frozen):
 class TranscribeOptions(_Frozen):
     """Everything that can be chosen for one request.
 
-    Raises OptionError, which names the option, its value and what is allowed.
+    A profile is a set of defaults: `with_profile` gives them to the options that were left out. Raises OptionError,
+    which names the option, its value and what is allowed.
     """
 
+    profile: Profile | None = Field(
+        None, description="Defaults of beam_size, chunking and fit_audio_ctx; left out: WHISPER_PROFILE."
+    )
     language: str | None = Field(
         None, description="Code ('de'), regional tag or English name; left out or 'auto': it is detected."
     )
@@ -166,6 +174,14 @@ class TranscribeOptions(_Frozen):
         le=MAX_AUDIO_CTX,
         description="Encoder positions of 20 ms, a multiple of 256; 0: the full 1500. The audio must fit.",
     )
+    fit_audio_ctx: bool = Field(
+        False, description="Encode only as much as each chunk of speech needs, where audio_ctx does not say."
+    )
+    chunking: Literal["sequential", "parallel"] = Field(
+        "sequential",
+        description="Speech longer than 30 s: in windows that know the text so far, or cut at pauses into chunks "
+        "that run side by side. Without vad it is sequential.",
+    )
     threads: int | None = Field(
         None, ge=1, le=512, description="Threads of this request; left out: those of the loaded model."
     )
@@ -182,6 +198,16 @@ class TranscribeOptions(_Frozen):
     progress: ProgressCallback | None = Field(
         None, repr=False, description="Called with the fraction done, 0 to 1, in the thread that transcribes."
     )
+
+    def with_profile(self, default: Profile = DEFAULT_PROFILE) -> TranscribeOptions:
+        """Return a copy whose `profile` is set, `default` where it was left out, and with the profile's defaults.
+
+        What was given explicitly stays as it is; a given `audio_ctx` also goes before the profile's `fit_audio_ctx`.
+        """
+        profile = self.profile or default
+        given = self.model_fields_set | ({"fit_audio_ctx"} if "audio_ctx" in self.model_fields_set else set())
+        defaults = {name: value for name, value in _DEFAULTS[profile].items() if name not in given}
+        return self.replace(profile=profile, **defaults)
 
     @pydantic.field_validator("language")
     @classmethod
@@ -214,6 +240,14 @@ class TranscribeOptions(_Frozen):
         except UnicodeEncodeError:
             raise ValueError("input should be valid Unicode") from None
         return value
+
+
+# What each profile makes of the options that a request leaves out.
+_DEFAULTS: dict[Profile, dict[str, Any]] = {
+    "accurate": {"beam_size": 5, "chunking": "sequential", "fit_audio_ctx": False},
+    "balanced": {"beam_size": 5, "chunking": "sequential", "fit_audio_ctx": False},
+    "fast": {"beam_size": 1, "chunking": "parallel", "fit_audio_ctx": True},
+}
 
 
 def resolve_options(options: TranscribeOptions | None, overrides: dict[str, Any]) -> TranscribeOptions:

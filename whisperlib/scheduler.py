@@ -5,6 +5,9 @@ served; a free slot goes to the lane that had less, so that under load both get 
 A long request asks before each of its windows whether a short one is due; if so it pauses and lends its slot. Hence
 a short clip waits for one window of an hour-long file, not for the file.
 
+A request may have helpers: parts of its work that slots do which nobody else wants. Each is one window long, so that
+whoever comes has the slot after it.
+
 The lanes are start-time fair queueing (Goyal, Vin and Cheng, 1996) with two flows of equal weight.
 """
 
@@ -16,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -56,6 +59,9 @@ class Turn:
     interrupt: Interrupt
     cost: float
     windows: int = 0
+    helps: Turn | None = None  # whose work it does, where it is a helper
+    helpers: int = 0  # that run for it
+    helped_seconds: float = 0.0  # slots' time that helpers took
     started: float | None = None  # the clock when it first held a slot
     paused_seconds: float = 0.0
     holds_slot: bool = False
@@ -68,10 +74,21 @@ class Turn:
         """Begin another window: a long request lends its slot first where a short one is due."""
         self.scheduler._begin_window(self)
 
+    def add_helper(self, work: Callable[[Turn], object]) -> None:
+        """Have a window's `work` called beside this turn, with a turn of its own, if a slot is free that nobody wants.
+
+        An exception in it is lost. `dismiss_helpers` must follow.
+        """
+        self.scheduler._add_helper(self, work)
+
+    def dismiss_helpers(self) -> None:
+        """Take back the helpers that have not begun, and wait for those that run."""
+        self.scheduler._dismiss_helpers(self)
+
     @property
     def left(self) -> float:
-        """What is still to be done; the window that runs counts whole."""
-        return max(self.cost - max(self.windows - 1, 0) * WINDOW_SECONDS, 0.0)
+        """What is still to be done; windows that run count whole."""
+        return max(self.cost - max(self.windows - 1 - self.helpers, 0) * WINDOW_SECONDS, 0.0)
 
 
 @dataclass(eq=False)
@@ -128,6 +145,7 @@ class Scheduler:
         self._on_idle = on_idle
         self._lock = threading.Condition()
         self._short, self._long = _Lane(pauses=False), _Lane(pauses=True)
+        self._helpers: deque[Turn] = deque()
         self._measured = [0.0, 0.0]  # seconds of work, seconds of audio; both fade
         self._closed = False
         self._engine_threads: set[int] = set()
@@ -216,7 +234,11 @@ class Scheduler:
         ahead = own + min(own, other)
         if not lane.running:  # it needs a slot that the other lane has: a window must end there
             ahead = max(ahead, min(other, WINDOW_SECONDS))
-        return ahead * self._real_time_factor() / self._slots
+        seconds = ahead * self._real_time_factor() / self._slots
+        turns = self._short.running | self._long.running
+        if any(turn.helpers for turn in turns) and not (self._short.ready or self._long.ready):
+            seconds = min(seconds, WINDOW_SECONDS * self._real_time_factor())  # a helper makes way after its window
+        return seconds
 
     def _real_time_factor(self) -> float:
         work, audio_seconds = self._measured
@@ -233,7 +255,7 @@ class Scheduler:
                 turn = (lane.paused or lane.waiting).popleft()
                 if turn.started is not None or turn.future.set_running_or_notify_cancel():
                     return turn
-        return None
+        return self._helpers.popleft() if self._helpers else None
 
     def _dispatch(self) -> None:
         """Give the free slots away: to threads that wait for them, or to new ones."""
@@ -254,6 +276,9 @@ class Scheduler:
         turn.holds_slot = True
         if turn.started is None:
             turn.started = time.monotonic()
+        if turn.helps:
+            turn.helps.helpers += 1
+            return
         turn.lane.running.add(turn)
         if not turn.lane.pauses:
             turn.lane.clock += turn.cost
@@ -264,17 +289,20 @@ class Scheduler:
         if turn.holds_slot:
             turn.holds_slot = False
             self._free += 1
+            if turn.helps:
+                turn.helps.helpers -= 1
+                self._lock.notify_all()
 
     def _run(self, first: Turn) -> None:
         """Work in an engine thread: on `first`, then on whatever is next."""
         self._engine_threads.add(threading.get_ident())
         turn: Turn | None = first
         while turn is not None:
-            with turn.interrupt.calling(self._wake):
+            with nullcontext() if turn.helps else turn.interrupt.calling(self._wake):  # a helper never pauses
                 _call(turn)
             with self._lock:
                 self._measure(turn)
-                last = self._is_last(turn)
+                last = not turn.helps and self._is_last(turn)
             if last:  # behind the result: its caller does not wait for this
                 with suppress(Exception):
                     self._on_idle()
@@ -297,8 +325,12 @@ class Scheduler:
         return None
 
     def _measure(self, turn: Turn) -> None:
-        if turn.cost and turn.started is not None and turn.future.exception() is None:
-            seconds = time.monotonic() - turn.started - turn.paused_seconds
+        if turn.started is None:
+            return
+        seconds = time.monotonic() - turn.started - turn.paused_seconds + turn.helped_seconds
+        if turn.helps:
+            turn.helps.helped_seconds += seconds
+        elif turn.cost and turn.future.exception() is None:
             work, audio_seconds = self._measured
             self._measured = [work * _MEMORY + seconds, audio_seconds * _MEMORY + turn.cost]
 
@@ -313,14 +345,25 @@ class Scheduler:
             lane, other = turn.lane, self._other(turn.lane)
             if lane.pauses and not turn.interrupt.reason():
                 if (
-                    not self._free
+                    not turn.helps
+                    and not self._free
                     and other.ready
                     and other.clock <= lane.clock
                     and len(lane.paused) < self._most_paused
                 ):
                     self._pause(turn)
                 lane.clock += WINDOW_SECONDS
-            turn.windows += 1
+            (turn.helps or turn).windows += 1
+
+    def _add_helper(self, turn: Turn, work: Callable[[Turn], object]) -> None:
+        with self._lock:
+            self._helpers.append(Turn(self, turn.lane, Future(), work, turn.interrupt, cost=0.0, helps=turn))
+            self._dispatch()
+
+    def _dismiss_helpers(self, turn: Turn) -> None:
+        with self._lock:
+            self._helpers = deque(helper for helper in self._helpers if helper.helps is not turn)
+            self._lock.wait_for(lambda: not turn.helpers)
 
     def _pause(self, turn: Turn) -> None:
         """Wait without a slot until it is this request's turn again, or it must stop."""

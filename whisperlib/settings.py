@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from whisperlib.errors import OptionError
+from whisperlib.options import DEFAULT_PROFILE, Profile
 
 PREFIX = "WHISPER_"
 MODEL_NAMES = ("micro", "tiny", "base", "small", "medium", "large-v3-turbo", "large-v3")
@@ -89,6 +90,9 @@ class Settings(BaseSettings):
     )
     lib_dir: Path | None = _setting(
         "path", "Directory of the native libraries; unset, they are searched.", allowed="a path", default=None
+    )
+    profile: Profile = _setting(
+        "profile", "Profile of requests that name none: defaults of their options.", default=DEFAULT_PROFILE
     )
     threads: int = _setting("threads", "Threads of one request; 0: as the cgroup allows.", default=0, ge=0, le=512)
     concurrency: int = _setting("requests", "Requests that run at once; 0: as the cores allow.", default=0, ge=0, le=64)
@@ -207,7 +211,7 @@ class Settings(BaseSettings):
             raise ValueError("no such home directory") from None
 
     @pydantic.field_validator(
-        "quantization", "device", "encoder", "encoder_precision", "log_level", "log_format", mode="before"
+        "quantization", "device", "encoder", "encoder_precision", "profile", "log_level", "log_format", mode="before"
     )
     @classmethod
     def _any_case(cls, value: object, info: pydantic.ValidationInfo) -> object:

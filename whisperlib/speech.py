@@ -39,6 +39,11 @@ class SpeechRegion:
         return self.end / SAMPLE_RATE
 
 
+def end_threshold(options: VadOptions) -> float:
+    """Return the probability below which a frame belongs to a pause."""
+    return max(options.threshold - HYSTERESIS, MIN_END_THRESHOLD)
+
+
 def find_regions(
     probabilities: npt.NDArray[np.float32], n_samples: int, window_samples: int, options: VadOptions
 ) -> tuple[SpeechRegion, ...]:
@@ -63,8 +68,7 @@ def find_regions(
 def _stretches(
     probabilities: npt.NDArray[np.float32], n_samples: int, window_samples: int, options: VadOptions
 ) -> list[tuple[int, int]]:
-    starts_at = options.threshold
-    ends_at = max(options.threshold - HYSTERESIS, MIN_END_THRESHOLD)
+    starts_at, ends_at = options.threshold, end_threshold(options)
     min_silence = round(options.min_silence_seconds * SAMPLE_RATE)
     min_speech = round(options.min_speech_seconds * SAMPLE_RATE)
     stretches: list[tuple[int, int]] = []

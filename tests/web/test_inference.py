@@ -157,6 +157,7 @@ def test_without_fields_our_defaults_hold(options_of: Asked) -> None:
         ("audio_ctx", "768.0", "audio_ctx", 768),
         ("token_timestamps", "y", "word_timestamps", True),
         ("vad", "no", "vad", False),
+        ("profile", "fast", "profile", "fast"),
     ],
 )
 def test_a_field_becomes_an_option(options_of: Asked, name: str, value: str, option: str, expected: object) -> None:
@@ -191,6 +192,7 @@ def test_vad_fields_say_how_speech_is_found(options_of: Asked) -> None:
         ("offset_t", "-5"),
         ("duration", "nan"),
         ("vad", "perhaps"),
+        ("profile", "quick"),
         ("vad_threshold", "2"),
         ("vad_speech_pad_ms", "99999"),
     ],

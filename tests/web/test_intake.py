@@ -98,6 +98,7 @@ def test_audio_is_told_from_a_form_by_its_content(app: Flask, head: bytes) -> No
 
 def test_every_option_but_the_servers_own_can_be_set_in_every_way(app: Flask) -> None:
     values = {
+        "profile": "fast",
         "language": "de",
         "task": "translate",
         "beam_size": 2,
@@ -117,6 +118,8 @@ def test_every_option_but_the_servers_own_can_be_set_in_every_way(app: Flask) ->
         "vad": False,
         "vad_options": {"threshold": 0.3, "pad_seconds": 1.0},
         "audio_ctx": 512,
+        "fit_audio_ctx": True,
+        "chunking": "parallel",
         "timeout_seconds": 9.5,
         "max_wait_seconds": 0.0,
         "on_interrupt": "partial",

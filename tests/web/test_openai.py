@@ -131,6 +131,7 @@ def test_granularities_choose_what_is_filled(
         ({"stream": "true", "response_format": "srt"}, (400, "response_format")),
         ({"stream": "maybe"}, (400, "stream")),
         ({"language": "xx"}, (400, "language")),
+        ({"profile": "quick"}, (400, "profile")),
         ({"temperature": "2"}, (400, "temperature")),
         ({"temperature": "nan"}, (400, "temperature")),
         ({"temperature": "warm"}, (400, "temperature")),
@@ -222,6 +223,13 @@ def test_temperature_zero_leaves_the_fallback_to_the_model(options_of: Asked) ->
     given = options_of(temperature="0")
     assert (given.temperature, given.temperature_increment) == (0.0, TranscribeOptions().temperature_increment)
     assert options_of(temperature="1").temperature == 1.0
+
+
+def test_a_profile_may_be_named(options_of: Asked) -> None:
+    assert options_of().profile is None
+    given = options_of(profile="fast")
+    assert given.profile == "fast"
+    assert given.with_profile().beam_size == 1
 
 
 def test_a_chunking_strategy_says_how_speech_is_found(options_of: Asked) -> None:

@@ -36,12 +36,12 @@ def options(
 def values(
     model: type[BaseModel], given: Mapping[str, Any], *, leave_out: Collection[str] = (), prefix: str = ""
 ) -> dict[str, Any]:
-    """Pick the model's values from what click gives, nested as the model is."""
+    """Pick the model's values from what click gives, nested as the model is; what is not there is left out."""
     picked: dict[str, Any] = {}
     for name, field in _fields(model, leave_out):
         if nested := _nested(field):
             picked[name] = values(nested, given, prefix=prefix + name.removesuffix("options"))
-        elif _keywords(name, field):
+        elif _keywords(name, field) and prefix + name in given:
             picked[name] = given[prefix + name]
     return picked
 
@@ -57,9 +57,10 @@ def _nested(field: FieldInfo) -> type[BaseModel] | None:
 
 def _keywords(name: str, field: FieldInfo) -> dict[str, Any]:
     """Return what click is told of a field's type; nothing for an object that cannot be typed in."""
-    kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
-    if get_origin(field.annotation) is Literal:
-        return {"type": click.Choice(kinds)}
+    union = () if get_origin(field.annotation) is Literal else get_args(field.annotation)
+    kinds = [kind for kind in (union or (field.annotation,)) if kind is not type(None)]
+    if get_origin(kinds[0]) is Literal:
+        return {"type": click.Choice(get_args(kinds[0]))}
     if bool in kinds:
         return {"is_flag": True}
     if int in kinds:

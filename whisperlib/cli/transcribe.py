@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from whisperlib import Segment, TranscribeOptions, Transcription, TranscriptionStream, WhisperLibraryAdapter, formats
 from whisperlib.cli import engine, fields
@@ -63,9 +64,9 @@ def command(
     `verbose_json` are one line for each file. Errors and progress go to stderr. A file that cannot be transcribed
     does not stop the others; the exit status is that of the first such file.
     """
-    if translate:
-        given["task"] = "translate"
-    options = _options(given)
+    # A profile gives its own defaults to what the command line leaves out.
+    explicit = {name: given[name] for name in given if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
+    options = _options({**explicit, "task": "translate"} if translate else explicit)
     jobs = _jobs(files, response_format, output_dir)
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, RootModel
 
 from whisperlib import formats
 from whisperlib.languages import LANGUAGES
-from whisperlib.options import TranscribeOptions, VadOptions
+from whisperlib.options import Profile, TranscribeOptions, VadOptions
 from whisperlib.results import Segment, Task, Transcription
 from whisperlib.web import form, running, schemas
 from whisperlib.web.openapi import describe
@@ -72,6 +72,7 @@ class InferenceForm(BaseModel):
     vad_min_speech_duration_ms: int = Field(100, description="Shorter stretches are dropped.")
     vad_min_silence_duration_ms: int = Field(2000, description="Shorter pauses do not end a stretch.")
     vad_speech_pad_ms: int = Field(400, description="Kept before and after every stretch.")
+    profile: Profile | None = Field(None, description="Not whisper-server's: the profile; left out: the server's.")
 
 
 class Text(BaseModel):
@@ -192,6 +193,7 @@ FIELDS: dict[str, tuple[str, Reader]] = {
     "audio_ctx": ("audio_ctx", form.whole),
     "token_timestamps": ("word_timestamps", form.flag),
     "vad": ("vad", form.flag),
+    "profile": ("profile", form.text),
 }
 VAD_FIELDS: dict[str, tuple[str, Reader]] = {
     "vad_threshold": ("threshold", form.number),

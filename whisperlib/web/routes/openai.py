@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, RootModel
 
 from whisperlib import formats
 from whisperlib.adapter import WhisperLibraryAdapter
-from whisperlib.options import MAX_PROMPT_CHARACTERS, TranscribeOptions, VadOptions
+from whisperlib.options import MAX_PROMPT_CHARACTERS, Profile, TranscribeOptions, VadOptions
 from whisperlib.results import Segment, Task
 from whisperlib.web import form, running, schemas, stream
 from whisperlib.web.errors import ApiError
@@ -26,6 +26,7 @@ Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 FORMATS = get_args(Format)
 # The names that clients know our options by.
 FIELDS = {
+    "profile": "profile",
     "initial_prompt": "prompt",
     "threshold": "chunking_strategy[threshold]",
     "pad_seconds": "chunking_strategy[prefix_padding_ms]",
@@ -41,6 +42,7 @@ class TranslationForm(BaseModel):
     prompt: str | None = Field(None, description="Text that the model takes as said before; its end counts.")
     response_format: Format = Field("json", description="How the answer is written.")
     temperature: float = Field(0.0, ge=0, le=1, description="First decoding temperature; higher ones are a fallback.")
+    profile: Profile | None = Field(None, description="Not OpenAI's: the profile; left out: the server's.")
 
 
 class TranscriptionForm(TranslationForm):
@@ -213,6 +215,7 @@ def _options(task: Task, *, with_words: bool) -> TranscribeOptions:
             "carry_initial_prompt": bool(keywords),
             "temperature": form.number("temperature"),
             "word_timestamps": with_words,
+            "profile": form.text("profile"),
             "vad_options": _vad(),
         }
         return TranscribeOptions(**{name: value for name, value in given.items() if value is not None})
