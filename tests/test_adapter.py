@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jiwer
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from whisperlib import CancelToken, TranscribeOptions, WhisperLibraryAdapter, assets, system
-from whisperlib.adapter import _share_cores
+from whisperlib.adapter import _check_sharing
 from whisperlib.errors import (
     AudioError,
     ClosedError,
@@ -26,6 +27,7 @@ from whisperlib.errors import (
 )
 from whisperlib.pcm import Samples
 from whisperlib.results import Segment
+from whisperlib.settings import Settings
 
 Sample = Callable[[str], Samples]
 TO_WORDS = jiwer.Compose(
@@ -390,39 +392,30 @@ class TestConcurrency:
                 assert stream.result.text == "Call the doctor on Thursday."
         assert list(dict.fromkeys(started)) == [0, 1, 2, 3, 4]
 
-    @pytest.mark.parametrize(
-        ("cores", "threads", "concurrency", "expected"),
-        [
-            (2, None, None, (2, 1)),
-            (8, None, None, (8, 1)),
-            (16, None, None, (8, 2)),
-            (64, None, None, (8, 8)),
-            (2, None, 2, (1, 2)),
-            (4, None, 8, (1, 8)),
-            (8, 2, None, (2, 4)),
-            (1, None, None, (1, 1)),
-        ],
-    )
-    def test_threads_times_states_fits_the_allowance(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        cores: int,
-        threads: int | None,
-        concurrency: int | None,
-        expected: tuple[int, int],
-    ) -> None:
-        monkeypatch.setattr(system, "cpu_allowance", lambda: system.CpuAllowance(cores, None, cores, cores))
-        assert _share_cores(threads, concurrency) == expected
-
     def test_too_many_threads_are_warned_of(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(system, "cpu_allowance", lambda: system.CpuAllowance(2, 2.0, 8, 8))
-        assert _share_cores(4, 2) == (4, 2)
+        _check_sharing(4, 2)
         assert "slow each other down" in caplog.text
         for bad in ((0, None), (None, 0), (None, 65), (513, None)):
             with pytest.raises(OptionError, match="give 1 to"):
-                _share_cores(*bad)
+                _check_sharing(*bad)
+
+    def test_the_cores_are_shared_by_a_measurement_that_is_remembered(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(system, "cpu_allowance", lambda: system.CpuAllowance(2, None, 2, 2))
+        settings = Settings(measure_threads=True)
+        with WhisperLibraryAdapter("micro", settings=settings) as first:
+            assert first.config.sharing_reason.startswith("measured, by threads: 1: ")
+            assert (first.config.threads, first.config.concurrency) in {(1, 2), (2, 1)}
+        with WhisperLibraryAdapter("micro", settings=settings) as second:
+            assert second.config.sharing_reason.startswith("remembered, ")
+            assert second.config.threads == first.config.threads
+        with WhisperLibraryAdapter("micro", settings=settings, threads=1) as third:
+            assert (third.config.sharing_reason, third.config.concurrency) == ("2 cores may be used", 2)
 
 
 class TestLanes:

@@ -14,6 +14,11 @@ from whisperlib.errors import OptionError
 from whisperlib.settings import MODEL_NAMES, Settings, allowed, get_settings
 
 
+@pytest.fixture(autouse=True)
+def _nothing_set(_own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WHISPER_MEASURE_THREADS")
+
+
 def test_the_documentation_has_every_setting_as_it_is() -> None:
     rows = [
         tuple(cell.strip() for cell in line.strip("|").split("|"))

@@ -17,9 +17,9 @@ from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
-from whisperlib import assets, audio, binding, encoder, models, system, variants
+from whisperlib import assets, audio, binding, encoder, models, system, tuning, variants
 from whisperlib.audio import Source as AudioSource
-from whisperlib.binding import Context, VadContext
+from whisperlib.binding import Context, FullArguments, VadContext
 from whisperlib.errors import AudioError, ClosedError, InterruptedTranscription, OptionError
 from whisperlib.interrupt import Interrupt
 from whisperlib.job import Job, TranscriptionStream
@@ -32,9 +32,9 @@ from whisperlib.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
 
-MAX_THREADS_PER_STATE = 8  # one state stops scaling there; several states go on
 MAX_THREADS = 512
-MAX_STATES = 64
+TUNING_SAMPLE = "seen_020.flac"
+TUNING_AUDIO_CTX = 256  # its 2 s fit: a sixth of an encode tells as much of the threads as a whole one
 
 _T = TypeVar("_T")
 _instance_numbers = itertools.count(1)
@@ -45,7 +45,8 @@ class ModelConfig:
     """What an adapter runs: see `WhisperLibraryAdapter.config`. Sizes are bytes, times seconds.
 
     `passed_over` says which builds of the libraries come before the one that runs but cannot be used here, and why.
-    `encoder` is what runs the encoder ("ggml", "openvino bf16"), `encoder_reason` why.
+    `encoder` is what runs the encoder ("ggml", "openvino bf16"), `encoder_reason` why, `sharing_reason` where
+    `threads` and `concurrency` come from.
     """
 
     model: str
@@ -57,6 +58,7 @@ class ModelConfig:
     beam_size: int
     threads: int
     concurrency: int
+    sharing_reason: str
     process_id: int
     instance_id: str
     library_directory: Path
@@ -110,13 +112,17 @@ class WhisperLibraryAdapter:
         )
         self._model = model_file
         choice = variants.choose(wanted_device, library_dir, model_file.path.parent)
-        self._threads, self._concurrency = _share_cores(
-            threads or self.settings.threads or None, concurrency or self.settings.concurrency or None
+        threads, concurrency = (
+            threads or self.settings.threads or None,
+            concurrency or self.settings.concurrency or None,
         )
+        _check_sharing(threads, concurrency)
         library = binding.load(choice.directory)
         self._context = Context(
             library, model_file.path, use_gpu=choice.device == "cuda", flash_attention=flash_attention
         )
+        plan = self._share_cores(threads, concurrency, choice)
+        self._threads, self._concurrency = plan.threads, plan.concurrency
         encoder_choice = self._choose_encoder(choice.device)
         self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -142,6 +148,7 @@ class WhisperLibraryAdapter:
             beam_size=TranscribeOptions().with_profile(self.settings.profile).beam_size,
             threads=self._threads,
             concurrency=self._concurrency,
+            sharing_reason=plan.reason,
             process_id=os.getpid(),
             instance_id=instance_id,
             library_directory=choice.directory,
@@ -300,6 +307,32 @@ class WhisperLibraryAdapter:
         finally:
             self._vads.put(vad)
 
+    def _share_cores(self, threads: int | None, concurrency: int | None, choice: variants.Choice) -> tuning.Plan:
+        """Choose threads and states: as asked for, else by a measurement with this model, else by the cores."""
+        cores = system.cpu_allowance().cores
+        if threads or concurrency or cores == 1 or choice.device != "cpu" or not self.settings.measure_threads:
+            return tuning.by_cores(cores, threads, concurrency)
+        samples = audio.load(assets.SAMPLES / TUNING_SAMPLE)
+
+        def measure(n_threads: int) -> float:
+            arguments = FullArguments(
+                n_threads=n_threads,
+                language="en",
+                beam_size=1,
+                best_of=1,
+                temperature_inc=0.0,
+                audio_ctx=TUNING_AUDIO_CTX,
+            )
+            with self._context.new_state() as state:
+                started = time.monotonic()
+                state.full(arguments, samples)
+                return time.monotonic() - started
+
+        library = self._context.library
+        build = str(library.build.get("key", library.directory))
+        facts = (system.machine_id(), build, self._model.name, self._model.quantization, str(self._model.size))
+        return tuning.by_measurement(cores, facts, measure)
+
     def _choose_encoder(self, device: str) -> encoder.Choice:
         choice = encoder.choose(
             self._model.path,
@@ -350,24 +383,15 @@ def _cut(samples: Samples, options: TranscribeOptions) -> Samples:
     return samples[first : first + max(1, round(options.duration_seconds * SAMPLE_RATE))]
 
 
-def _share_cores(threads: int | None, concurrency: int | None) -> tuple[int, int]:
-    """Choose (threads per state, states) so that their product fits the cores that this process may use.
-
-    With few cores one request gets them all: two at one thread each take as long as the two in turn.
-    """
-    for name, value, most in (("threads", threads, MAX_THREADS), ("concurrency", concurrency, MAX_STATES)):
+def _check_sharing(threads: int | None, concurrency: int | None) -> None:
+    for name, value, most in (("threads", threads, MAX_THREADS), ("concurrency", concurrency, tuning.MAX_STATES)):
         if value is not None and not 1 <= value <= most:
             raise OptionError(f"{name} = {value}: give 1 to {most}")
     allowance = system.cpu_allowance()
-    if threads is None:
-        threads = max(1, min(MAX_THREADS_PER_STATE, allowance.cores // (concurrency or 1)))
-    if concurrency is None:
-        concurrency = max(1, min(MAX_STATES, allowance.cores // threads))
-    if threads * concurrency > allowance.cores:
+    if (threads or 1) * (concurrency or 1) > allowance.cores:
         logger.warning(
             "%d states of %d threads want more than the %s this process may use: they will slow each other down",
-            concurrency,
-            threads,
+            concurrency or 1,
+            threads or 1,
             allowance,
         )
-    return threads, concurrency

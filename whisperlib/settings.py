@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     )
     threads: int = _setting("threads", "Threads of one request; 0: as the cgroup allows.", default=0, ge=0, le=512)
     concurrency: int = _setting("requests", "Requests that run at once; 0: as the cores allow.", default=0, ge=0, le=64)
+    measure_threads: bool = _setting(
+        "switch",
+        "Share the cores by a short measurement, once per machine, build and model, where neither of the two is set.",
+        allowed="true or false",
+        default=True,
+    )
     max_audio_seconds: float = _setting("seconds", "Longer audio is refused.", default=14_400.0, ge=0.1, le=86_400)
     download_timeout_seconds: float = _setting(
         "seconds", "A model host that is silent for so long has failed.", default=30.0, ge=0.1, le=3600

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import click
 
-from whisperlib import WhisperLibraryAdapter, binding, models
-from whisperlib.adapter import MAX_STATES, MAX_THREADS
+from whisperlib import WhisperLibraryAdapter, binding, models, tuning
+from whisperlib.adapter import MAX_THREADS
 from whisperlib.cli.common import SectionOption
 from whisperlib.cli.progress import download_bar
 from whisperlib.settings import PREFIX, QUANTIZATIONS, Settings, get_settings
@@ -46,7 +46,7 @@ def options() -> Iterator[SectionOption]:
     yield option(
         "--concurrency",
         setting="concurrency",
-        type=click.IntRange(1, MAX_STATES),
+        type=click.IntRange(1, tuning.MAX_STATES),
         metavar="N",
         help="Files that are transcribed at once; as the cores allow if not given.",
     )
