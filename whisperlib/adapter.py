@@ -20,7 +20,7 @@ import numpy as np
 from whisperlib import assets, audio, binding, encoder, models, system, tuning, variants
 from whisperlib.audio import Source as AudioSource
 from whisperlib.binding import Context, FullArguments, VadContext
-from whisperlib.errors import AudioError, ClosedError, InterruptedTranscription, OptionError
+from whisperlib.errors import AudioError, ClosedError, InterruptedTranscription, OptionError, OutOfMemoryError
 from whisperlib.interrupt import Interrupt
 from whisperlib.job import Job, TranscriptionStream
 from whisperlib.options import TranscribeOptions, resolve_options
@@ -29,6 +29,7 @@ from whisperlib.request import Request
 from whisperlib.results import LanguageGuess, Segment, Transcription
 from whisperlib.scheduler import WINDOW_SECONDS, Scheduler, Turn, Workload
 from whisperlib.settings import Settings, get_settings
+from whisperlib.spare import SpareState
 
 logger = logging.getLogger(__name__)
 
@@ -124,13 +125,14 @@ class WhisperLibraryAdapter:
         plan = self._share_cores(threads, concurrency, choice)
         self._threads, self._concurrency = plan.threads, plan.concurrency
         encoder_choice = self._choose_encoder(choice.device)
+        self._spare = SpareState(self._context)
         self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._scheduler = Scheduler(
             self._concurrency,
             short_seconds=self.settings.short_audio_seconds,
             name=f"whisper-{instance_id}",
-            on_idle=binding.release_unused,
+            on_idle=self._tidy_up,
         )
         load_seconds = time.monotonic() - started
         try:
@@ -225,6 +227,7 @@ class WhisperLibraryAdapter:
         self._closing.set()
         if os.getpid() != self._context.library.pid:
             return  # a fork's copy: threads and memory are the parent's
+        self._spare.give_up()
         # Queued requests run too: each finds the adapter closing and ends at once with a clear error.
         self._scheduler.close()
         while not self._vads.empty():
@@ -251,6 +254,7 @@ class WhisperLibraryAdapter:
             options=options,
             interrupt=Interrupt(options, self._closing, started),
             threads=options.threads or self._threads,
+            new_state=self._spare.take,
             model=self._model.name,
             duration=len(samples) / SAMPLE_RATE,
             origin_seconds=options.offset_seconds,
@@ -281,8 +285,12 @@ class WhisperLibraryAdapter:
         when_interrupted: Callable[[InterruptedTranscription], _T],
     ) -> Job[_T]:
         def in_engine_thread(turn: Turn) -> _T:
-            with self._vad(request.options) as vad:
-                return run(self._context, vad, turn)
+            try:
+                with self._vad(request.options) as vad:
+                    return run(self._context, vad, turn)
+            except OutOfMemoryError:
+                self._spare.give_up()
+                raise
 
         future = self._scheduler.submit(
             in_engine_thread,
@@ -346,6 +354,14 @@ class WhisperLibraryAdapter:
                 encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
             )
         return choice
+
+    def _tidy_up(self) -> None:
+        """Leave an idle engine as the next request wants it; called in an engine thread, behind the last result.
+
+        While requests run there is no spare, so that it takes no memory beyond that of the states that run.
+        """
+        self._spare.prepare()
+        binding.release_unused()
 
     def _warm_up(self) -> float:
         """Run detector, encoder and decoder once on a second of silence; return the seconds it took."""

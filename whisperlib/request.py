@@ -52,7 +52,8 @@ class _Chunk:
 class Request:
     """One transcription. `samples`: float32, shape (n,), 16 kHz; what the caller handed in, after its offset.
 
-    `origin_seconds` is where they begin on the caller's timeline, `duration` the length of the whole input.
+    `origin_seconds` is where they begin on the caller's timeline, `duration` the length of the whole input;
+    `new_state` gives fresh states.
     `on_segment` and the options' `progress` are called in threads of the engine, one call at a time.
     """
 
@@ -60,6 +61,7 @@ class Request:
     options: TranscribeOptions
     interrupt: Interrupt
     threads: int
+    new_state: Callable[[], State]
     model: str
     duration: float
     origin_seconds: float = 0.0
@@ -107,7 +109,7 @@ class Request:
         if not regions:
             raise AudioError("there is no speech in the audio to tell the language of")
         samples, _ = pack(self.samples, regions)
-        with context.new_state() as state:
+        with self.new_state() as state:
             probabilities = state.detect_language(_at_least_a_second(samples), self.threads)
         language = max(probabilities, key=probabilities.__getitem__)
         return LanguageGuess(language, probabilities[language], probabilities)
@@ -199,7 +201,7 @@ class Request:
         samples = _at_least_a_second(pack(self.samples, chunk.timeline.regions)[0])
         try:
             # A state is used once: KV rows, random numbers and buffers of an earlier request change the text.
-            with context.new_state() as state:
+            with self.new_state() as state:
                 if self._language is not None:
                     self._add_helpers(context)
                 self._run_state(state, chunk, context, samples, turn)
