@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+BENCH_VENV := .venv-bench
+BENCH_PY := $(BENCH_VENV)/bin/python
 CODE := $(wildcard whisperlib tests native tools bench)
 PIP_INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check
 
@@ -58,8 +60,9 @@ native-cuda: $(VENV)/.build ## compile them for NVIDIA GPUs (an hour or more; CU
 model: $(VENV)/.micro-model native ## train the micro model that demo and tests use (75 minutes; fetches torch)
 	@$(PY) -m tools.micro_model $(ARGS)
 
-bench: $(VENV)/.build native ## compare with whisper-cli spawned per request (ratios of medians)
-	@$(PY) -m bench $(ARGS)
+bench: $(BENCH_VENV)/.bench ## compare with other engines; CASE=clips runs one case (five minutes), ARGS=--help tells more
+	@$(MAKE) --no-print-directory native NATIVE_ARGS=--server
+	@$(BENCH_PY) -m bench $(addprefix --case ,$(CASE)) $(ARGS)
 
 load: native ## ask a server from up to 64 clients at once, and compare every answer
 	@$(PY) -m bench.load $(ARGS)
@@ -73,7 +76,7 @@ clean: ## remove what was compiled, keep downloads
 		find native/build -mindepth 1 -maxdepth 1 ! -name download ! -name 'cuda-toolchain*' -exec rm -rf {} +; fi
 
 distclean: clean ## remove everything that git does not track and make brought
-	@rm -rf native/build $(VENV) *.egg-info
+	@rm -rf native/build $(VENV) $(BENCH_VENV) .bench *.egg-info
 
 # Stamps are written last. An environment that was interrupted half-way has no working pip and is made anew.
 $(VENV)/.build: pyproject.toml
@@ -91,4 +94,10 @@ $(VENV)/.micro-model: $(VENV)/.dev
 $(VENV)/.dev: $(VENV)/.build
 	@echo "installing development packages into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[build,test,lint]'
+	@touch $@
+
+$(BENCH_VENV)/.bench: pyproject.toml
+	@$(BENCH_PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(BENCH_VENV)
+	@echo "installing what the comparison needs into $(BENCH_VENV) (7 GB)"
+	@$(BENCH_PY) -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@

@@ -1,93 +1,91 @@
-"""Compares the adapter with `whisper-cli` spawned for every request: `make bench`.
+"""The judge: compares whisperlib with other engines on this machine, in one run.
 
-Both run the same file on the same libraries with the same options, in turn, so that a machine whose speed drifts
-treats them alike. The figure to quote is the ratio of the medians.
+Same weights, same audio, rounds in turn, medians and ratios. Prints a table, and writes `results.json`, a plot and
+the tables of `docs/performance.md`.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
+import json
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import soundfile
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
-from whisperlib import WhisperLibraryAdapter, assets, audio
+from bench import cases, engines, figures, machine, models, report
+from tools.ggml_file import REPOSITORY
+from tools.random_weights import TYPES
+from whisperlib import system
 from whisperlib.errors import WhisperlibError
-from whisperlib.pcm import SAMPLE_RATE, Samples
 
-SECONDS = (2.0, 11.0, 30.0)
-
-
-def clip(seconds: float) -> Samples:
-    """Cut `seconds` of speech from the long sample."""
-    return audio.load(assets.SAMPLES / "long_slt75.flac")[: int(seconds * SAMPLE_RATE)]
+RESULTS = REPOSITORY / "docs/performance"
+PAGE = REPOSITORY / "docs/performance.md"
 
 
-def timed(run: Callable[[], object]) -> float:
-    """Seconds that `run` takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
-def compare(whisper: WhisperLibraryAdapter, samples: Samples, beam_size: int, rounds: int) -> tuple[float, float]:
-    """Median seconds of (ours, whisper-cli) for one clip, in interleaved rounds after a round of warm-up."""
-    config = whisper.config
-    with tempfile.TemporaryDirectory() as scratch:
-        wav = Path(scratch) / "clip.wav"
-        soundfile.write(wav, samples, SAMPLE_RATE)
-        command = [str(config.library_directory / "whisper-cli"), "-m", str(config.path), "-f", str(wav)]
-        command += ["-l", "en", "-t", str(config.threads), "-bs", str(beam_size), "-np"]
-        ours, theirs = [], []
-        for _ in track(range(rounds + 1), f"{len(samples) / SAMPLE_RATE:.0f} s, beam {beam_size}", transient=True):
-            ours.append(timed(lambda: whisper.transcribe(wav, language="en", beam_size=beam_size, vad=False)))
-            theirs.append(timed(lambda: subprocess.run(command, check=True, capture_output=True)))
-    return statistics.median(ours[1:]), statistics.median(theirs[1:])
-
-
-def main() -> int:
-    """Print a table of medians and ratios."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--model", default="micro", help="name or path of the model (micro)")
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (5)")
-    arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error(f"--rounds {arguments.rounds}: give at least 1")
+def main(arguments: list[str] | None = None) -> int:
+    """Run the cases that the command line names, or all."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--case", action="append", choices=cases.CASES, help="only this one; may be given again (all)")
+    parser.add_argument("--engine", action="append", choices=engines.CONTESTANTS, help="only this one (the case's)")
+    parser.add_argument("--all-engines", action="store_true", help="every engine, also where it takes longer")
+    parser.add_argument("--size", default="small", choices=models.SIZES, help="dimensions of the weights (small)")
+    parser.add_argument("--weights", default="q8_0", choices=TYPES, help="type of whisper.cpp's files (q8_0)")
+    parser.add_argument("--threads", type=int, default=system.cpu_allowance().cores, help="of every engine (cores)")
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds, at most (5)")
+    parser.add_argument("--budget", type=float, default=240, help="seconds after which no round begins (240)")
+    parser.add_argument("--minutes", type=float, default=10, help="length of the long file (10)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the results (docs/performance)")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or options.threads < 1 or options.minutes <= 0:
+        parser.error("give at least one round, one thread, and a file with some length")
+    plan = cases.Plan(
+        size=options.size,
+        kind=options.weights,
+        threads=options.threads,
+        rounds=options.rounds,
+        budget_seconds=options.budget,
+        engines=tuple(engines.CONTESTANTS) if options.all_engines else tuple(options.engine or ()),
+        minutes=options.minutes,
+    )
     try:
-        Console().print(measure(arguments.model, arguments.rounds))
-    except (WhisperlibError, OSError, subprocess.CalledProcessError) as error:
+        for name in options.case or cases.CASES:
+            judge(name, plan, options.output)
+    except (WhisperlibError, OSError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def measure(model: str, rounds: int) -> Table:
-    """Compare at every length, greedy and with five beams."""
-    with WhisperLibraryAdapter(model, concurrency=1) as whisper:
-        config = whisper.config
-        table = Table(title=f"{config.model} {config.compute_type}, {config.device}, {config.threads} threads")
-        for heading in ("clip", "beams", "adapter, ms", "whisper-cli spawned, ms", "ratio"):
-            table.add_column(heading, justify="right")
-        for seconds in SECONDS:
-            for beam_size in (1, 5):
-                ours, theirs = compare(whisper, clip(seconds), beam_size, rounds)
-                table.add_row(
-                    f"{seconds:.0f} s",
-                    str(beam_size),
-                    f"{ours * 1e3:.0f}",
-                    f"{theirs * 1e3:.0f}",
-                    f"{ours / theirs:.2f}",
-                )
-    return table
+def judge(name: str, plan: cases.Plan, output: Path) -> dict[str, Any]:
+    """Run one case, print its tables, and write the results with it."""
+    about = machine.describe()
+    started = time.monotonic()
+    case = {
+        "model": plan.size,
+        "weights": "f16" if plan.size == "micro" else plan.kind,
+        "threads": plan.threads,
+        "load_before": about.pop("load_before"),
+        **figures.of_outcome(cases.run(name, plan)),
+        "took_seconds": round(time.monotonic() - started),
+    }
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in report.tables(name, case):
+        console.print(table)
+    for note in [*case["notes"], *(f"left out: {engine}: {reason}" for engine, reason in case["left_out"].items())]:
+        console.print(note)
+    output.mkdir(parents=True, exist_ok=True)
+    results = report.merged(output / "results.json", about, {name: case})
+    (output / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if output == RESULTS:
+        report.write_page(PAGE, report.markdown(results))
+    try:
+        report.plot(results, output / "results.svg")
+    except ImportError as error:
+        console.print(f"no plot: {error}")
+    return results
 
 
 if __name__ == "__main__":

@@ -1,0 +1,49 @@
+"""The engines that are compared, by name."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import cast
+
+from bench.engines import adapter
+from bench.engines.base import Engine
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the tables: a class, given as `module:name`, and what it is asked to be.
+
+    `beam_size` is set where it belongs to what is compared: such a row stands aside where another is asked for.
+    `cases` names the only cases that it takes part in; empty: all.
+    """
+
+    engine: str
+    variant: str = ""
+    beam_size: int | None = None
+    cases: tuple[str, ...] = ()
+
+
+CONTESTANTS = {
+    **{
+        f"whisperlib-{profile}": Contestant("bench.engines.adapter:Adapter", profile, adapter.beam_size(profile))
+        for profile in adapter.PROFILES
+    },
+    "whisper-cli": Contestant("bench.engines.programs:WhisperCli"),
+    "whisper-server": Contestant("bench.engines.programs:WhisperServer"),
+    "pywhispercpp": Contestant("bench.engines.wheel:PyWhisperCpp"),
+    "faster-whisper-int8": Contestant("bench.engines.ctranslate:FasterWhisper", "int8"),
+    "faster-whisper-float32": Contestant("bench.engines.ctranslate:FasterWhisper", "float32"),
+    "faster-whisper-int8-batched": Contestant(
+        "bench.engines.ctranslate:FasterWhisper", "int8-batched", cases=("long",)
+    ),
+    "genai-fp16": Contestant("bench.engines.genai:GenAi", "fp16"),
+    "genai-int8": Contestant("bench.engines.genai:GenAi", "int8"),
+}
+OURS = tuple(name for name in CONTESTANTS if name.startswith("whisperlib"))
+
+
+def find(name: str) -> type[Engine]:
+    """Return the class of the engine called `name`."""
+    module, _, attribute = CONTESTANTS[name].engine.partition(":")
+    return cast(type[Engine], getattr(importlib.import_module(module), attribute))

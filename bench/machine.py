@@ -1,0 +1,82 @@
+"""The machine that was measured, and the ways in which a case makes it worse."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from whisperlib import system
+
+PERIOD_MICROSECONDS = 100_000
+
+
+def describe() -> dict[str, object]:
+    """Return what decides about speed here, for the results."""
+    allowance = system.cpu_allowance()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    wanted = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}
+    return {
+        "cpu": system.cpu_model(),
+        "instruction_sets": sorted(wanted & set(system.cpu_flags())),
+        "cores": allowance.cores,
+        "memory_bytes": memory,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+@contextlib.contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Keep `count` processes of our own priority busy meanwhile."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+@dataclass(frozen=True)
+class OneCpu:
+    """How workers are held to one CPU: options of `bench.worker`, and its name for the report."""
+
+    options: tuple[str, ...]
+    how: str
+
+
+@contextlib.contextmanager
+def one_cpu(root: Path = Path("/sys/fs/cgroup")) -> Iterator[OneCpu]:
+    """Give a cgroup whose quota is one CPU, version 2 or 1; where none can be made, one core's affinity."""
+    for mount, files in (
+        (root, {"cpu.max": f"{PERIOD_MICROSECONDS} {PERIOD_MICROSECONDS}"}),
+        (root / "cpu", {"cpu.cfs_period_us": str(PERIOD_MICROSECONDS), "cpu.cfs_quota_us": str(PERIOD_MICROSECONDS)}),
+    ):
+        group = mount / f"whisperlib-bench-{os.getpid()}"
+        if not (mount / "cgroup.procs").exists():
+            continue
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if not all((group / name).exists() for name in files):
+                continue
+            for name, value in files.items():
+                (group / name).write_text(value)
+            yield OneCpu(("--cgroup", str(group)), f"cgroup quota of one CPU ({next(iter(files))})")
+            return
+        except PermissionError:
+            continue
+        finally:
+            with contextlib.suppress(OSError):
+                group.rmdir()
+    core = min(os.sched_getaffinity(0))
+    yield OneCpu(("--core", str(core)), "affinity to one core; no cgroup could be made")
