@@ -282,5 +282,7 @@ CASES = {
     "busy": Case(_busy, _FEW),
     "quota": Case(_quota, _FEW),
     "profile": Case(_profile, engines.OURS),
-    "long": Case(_long, ("whisperlib-balanced", "whisper-cli", "faster-whisper-int8-batched", "genai-fp16")),
+    "long": Case(
+        _long, ("whisperlib-balanced", "whisperlib-fast", "pywhispercpp", "faster-whisper-int8-batched", "genai-fp16")
+    ),
 }

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from tools import ggml_file, random_weights
-from whisperlib import assets
+from whisperlib import assets, binding, encoder, variants
+from whisperlib.errors import ModelError
 
 CACHE = ggml_file.REPOSITORY / ".bench"
 WORDS = 30  # with the two times and the end of text: 33 tokens for each window
@@ -49,10 +50,18 @@ _PARTS = {
 
 def ggml(size: str, kind: str = "f16") -> Path:
     """Return the ggml file of a size of `SIZES` in a weight type ("q8_0"). The micro model's weights are real ones."""
-    if size == "micro" and kind == "f16":
-        return assets.MICRO_MODEL
     path = CACHE / size / f"ggml-{size}-{kind}.bin"
+    if size == "micro" and kind == "f16":
+        return _made(path, lambda fresh: fresh.write_bytes(assets.MICRO_MODEL.read_bytes()))
     return _made(path, lambda fresh: _write_ggml(fresh, size, kind))
+
+
+def accelerate(model: Path) -> None:
+    """Put the OpenVINO encoder beside a ggml file, if it is not there."""
+    try:
+        encoder.find(model)
+    except ModelError:
+        encoder.accelerate(model, binding.load(variants.choose("cpu").directory))
 
 
 def transformers(size: str) -> Path:
@@ -90,7 +99,7 @@ def transformers_name(name: str) -> str:
     return "model." + re.sub(rf"(?<=\.)({pattern})(?=\.|$)", lambda match: _PARTS[match[0]], name)
 
 
-def _made(path: Path, write: Callable[[Path], None]) -> Path:
+def _made(path: Path, write: Callable[[Path], object]) -> Path:
     """Return `path`; where it is missing, have it written beside and put in place when it is whole."""
     if not path.exists():
         print(f"making {path.relative_to(CACHE.parent)}", flush=True)

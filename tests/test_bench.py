@@ -12,7 +12,6 @@ from bench import __main__ as judge
 from bench import cases, clips, crew, engines, figures, machine, models, report, stopwatch, usage
 from bench.cases import Outcome, Plan, Trial
 from bench.crew import Answer, EngineError, Worker
-from bench.engines import adapter
 from bench.engines.base import Request, Setup
 from tools.ggml_file import tensor_layout
 from tools.random_weights import SIZES
@@ -35,6 +34,7 @@ def outcome(**by_engine: list[float]) -> Outcome:
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Request:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clips, "CACHE", tmp_path_factory.mktemp("bench"))
+        crew.prepare("whisperlib-balanced", Setup("micro", "f16", 1, "balanced"))
         return Request(str(clips.clip(5)), 5.0, 1)
 
 
@@ -94,13 +94,6 @@ def test_a_profile_that_sets_the_beams_stands_aside_for_others() -> None:
 def test_every_case_names_engines_that_there_are() -> None:
     for case in cases.CASES.values():
         assert set(case.engines) <= set(engines.CONTESTANTS)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "audio_ctx"), [(5, 256), (5.12, 256), (5.2, 512), (11, 768), (28, 0), (30, 0), (600, 0)]
-)
-def test_the_fitted_context_holds_the_clip(seconds: float, audio_ctx: int) -> None:
-    assert adapter.fitted(seconds) == audio_ctx
 
 
 def test_stages_are_told_from_looks() -> None:

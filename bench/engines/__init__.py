@@ -26,8 +26,8 @@ class Contestant:
 
 CONTESTANTS = {
     **{
-        f"whisperlib-{profile}": Contestant("bench.engines.adapter:Adapter", profile, adapter.beam_size(profile))
-        for profile in adapter.PROFILES
+        f"whisperlib-{name}": Contestant("bench.engines.adapter:Adapter", name, variant.beam_size)
+        for name, variant in adapter.VARIANTS.items()
     },
     "whisper-cli": Contestant("bench.engines.programs:WhisperCli"),
     "whisper-server": Contestant("bench.engines.programs:WhisperServer"),
