@@ -66,12 +66,12 @@ def judge(name: str, plan: cases.Plan, output: Path) -> dict[str, Any]:
     case = {
         "model": plan.size,
         "weights": "f16" if plan.size == "micro" else plan.kind,
-        "threads": plan.threads,
+        "threads": None if name == "quota" else plan.threads,  # there each engine chooses
         "load_before": about.pop("load_before"),
         **figures.of_outcome(cases.run(name, plan)),
         "took_seconds": round(time.monotonic() - started),
     }
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     for table in report.tables(name, case):
         console.print(table)
     for note in [*case["notes"], *(f"left out: {engine}: {reason}" for engine, reason in case["left_out"].items())]:

@@ -253,9 +253,10 @@ def http_seconds(plan: Plan) -> float:
         session.trust_env = False  # a proxy of the environment cannot reach our loopback
         for _ in range(plan.rounds):
             started = time.perf_counter()
-            answer = session.post(
-                f"{server.url}/transcribe", data=path.read_bytes(), params={"language": "en"}, timeout=600
-            )
+            with path.open("rb") as file:
+                answer = session.post(
+                    f"{server.url}/transcribe", files={"file": file}, data={"language": "en"}, timeout=600
+                )
             spent = time.perf_counter() - started
             answer.raise_for_status()
             shares.append(

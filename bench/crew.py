@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TextIO, cast
 
 from bench.engines.base import Request, Setup
+from tools.ggml_file import REPOSITORY
 
+_OTHERS_CHOICES = ("OMP_", "GOMP_", "KMP_", "WHISPER_")  # each engine is to run as it comes
 REPLY_SECONDS = 900.0
 SETTLE_SECONDS = 0.3  # some OpenMP runtimes spin for 0.2 s after their last work, which the next engine would feel
 
@@ -55,7 +57,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env={name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))},
+            cwd=REPOSITORY,
+            env={name: value for name, value in os.environ.items() if not name.startswith(_OTHERS_CHOICES)},
         )
         self._requests, self._replies = cast(TextIO, self._process.stdin), cast(TextIO, self._process.stdout)
         try:
@@ -116,7 +119,7 @@ def prepare(name: str, setup: Setup) -> None:
     """Have the files of an engine made where they are missing. Raises EngineError."""
     command = [sys.executable, "-m", "bench.worker", name, "--prepare"]
     done = subprocess.run(
-        command, input=json.dumps(asdict(setup)), stdout=None, stderr=subprocess.PIPE, text=True, check=False
+        command, input=json.dumps(asdict(setup)), stderr=subprocess.PIPE, text=True, check=False, cwd=REPOSITORY
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -20,8 +20,6 @@ from typing import Any
 import numpy as np
 
 from tools import ggml_file, random_weights
-from whisperlib import assets, binding, encoder, variants
-from whisperlib.errors import ModelError
 
 CACHE = ggml_file.REPOSITORY / ".bench"
 WORDS = 30  # with the two times and the end of text: 33 tokens for each window
@@ -52,12 +50,16 @@ def ggml(size: str, kind: str = "f16") -> Path:
     """Return the ggml file of a size of `SIZES` in a weight type ("q8_0"). The micro model's weights are real ones."""
     path = CACHE / size / f"ggml-{size}-{kind}.bin"
     if size == "micro" and kind == "f16":
-        return _made(path, lambda fresh: fresh.write_bytes(assets.MICRO_MODEL.read_bytes()))
+        return _made(path, lambda fresh: fresh.write_bytes(ggml_file.MICRO_MODEL.read_bytes()))
     return _made(path, lambda fresh: _write_ggml(fresh, size, kind))
 
 
 def accelerate(model: Path) -> None:
     """Put the OpenVINO encoder beside a ggml file, if it is not there."""
+    # Imported here: it sets how OpenMP waits, which is not to reach the workers of other engines.
+    from whisperlib import binding, encoder, variants  # noqa: PLC0415
+    from whisperlib.errors import ModelError  # noqa: PLC0415
+
     try:
         encoder.find(model)
     except ModelError:

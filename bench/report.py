@@ -15,6 +15,7 @@ HEADINGS = (
     "setting", "engine", "median s", "best s", "worst s", "RTF", "audio s/s", "CPU s/audio s", "peak MB", "steady MB",
     "balanced : this", "of bests", "of CPU",
 )  # fmt: skip
+STAGE_HEADINGS = ("setting", "engine", "stage", "ms", "share")
 
 
 def rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -50,16 +51,19 @@ def stage_rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def tables(name: str, case: dict[str, Any]) -> Iterator[Table]:
     """Yield what a person reads in the terminal."""
-    title = f"{name}: {case['model']}, {case['weights']}, {case['threads']} threads"
+    title = f"{name}: {case['model']}, {case['weights']}, {_threads(case)}"
     for headings, cells in ((HEADINGS, rows(case)), (STAGE_HEADINGS, stage_rows(case))):
-        table = Table(*headings, title=title)
+        table = Table(title=title)
+        for heading in headings:
+            table.add_column(heading, no_wrap=heading == "engine")
         for row in cells:
             table.add_row(*row)
         if table.row_count:
             yield table
 
 
-STAGE_HEADINGS = ("setting", "engine", "stage", "ms", "share")
+def _threads(case: dict[str, Any]) -> str:
+    return f"{case['threads']} threads" if case["threads"] else "threads as each engine chooses"
 
 
 def merged(path: Path, machine: dict[str, Any], cases: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +82,7 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}."]
     for name, case in results["cases"].items():
         parts.append(f"### {name}")
-        about = f"{case['model']}, whisper.cpp's files in {case['weights']}, {case['threads']} threads, "
+        about = f"{case['model']}, whisper.cpp's files in {case['weights']}, {_threads(case)}, "
         parts.append(
             about + f"load average {case['load_before']} before. " + " ".join(f"{note}." for note in case["notes"])
         )

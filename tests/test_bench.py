@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -189,6 +191,14 @@ def test_an_engine_that_dies_is_dismissed(speech: Request) -> None:
         worker.ask(Request("/no/such/file.wav", 1.0, 1))
     running.dismiss(worker, "gone")
     assert running.left_out == {"whisperlib-balanced": "gone"}
+
+
+def test_other_engines_run_without_our_settings() -> None:
+    code = "import sys, bench.worker, bench.engines.programs; print('whisperlib' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=models.CACHE.parent
+    )
+    assert done.stdout.strip() == "False"
 
 
 def test_usage_counts_this_process() -> None:

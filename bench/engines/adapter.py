@@ -1,4 +1,8 @@
-"""Ours: `WhisperLibraryAdapter`, in its profiles, with OpenVINO's encoder and with ggml's."""
+"""Ours: `WhisperLibraryAdapter`, in its profiles, with OpenVINO's encoder and with ggml's.
+
+whisperlib is imported where an adapter is made, not before: importing it bounds how long OpenMP's threads spin, and
+the workers of other engines import this module too.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from bench import models, stopwatch
+from bench import models
 from bench.engines.base import Base, Reply, Request, Setup, without
 
 
@@ -38,11 +42,11 @@ class Adapter(Base):
             models.accelerate(model)
 
     def __init__(self, setup: Setup) -> None:
-        from whisperlib import WhisperLibraryAdapter  # noqa: PLC0415 - GOMP_SPINCOUNT is set when it is imported
+        from whisperlib import WhisperLibraryAdapter  # noqa: PLC0415
         from whisperlib.settings import Settings  # noqa: PLC0415
 
-        self._variant = VARIANTS[setup.variant]
-        settings = Settings(encoder=self._variant.encoder, profile=self._variant.profile)
+        variant = VARIANTS[setup.variant]
+        settings = Settings(encoder=variant.encoder, profile=variant.profile)
         options = without({"threads": setup.threads, "device": "cpu"})
         self.whisper = WhisperLibraryAdapter(models.ggml(setup.size, setup.kind), settings=settings, **options)
         config = self.whisper.config
@@ -56,6 +60,8 @@ class Adapter(Base):
             options["condition_on_previous_text"] = False
         if not request.detailed:
             return Reply(self.whisper.transcribe(request.audio, **options).text)
+        from bench import stopwatch  # noqa: PLC0415 - imports whisperlib
+
         watch = stopwatch.Stopwatch()
         result = self.whisper.transcribe(request.audio, cancel=watch.token, progress=watch.progress, **options)
         return Reply(result.text, watch.stages(result.timings))
