@@ -82,15 +82,15 @@ def _cross_attention(x: Node, weights: Weights) -> tuple[Node, Node]:
     header = weights.header
     layers = [f"decoder.blocks.{layer}.cross_attn" for layer in range(header.n_text_layer)]
     scale = float(header.n_text_state // header.n_text_head) ** -0.25
-    keys = op.concat(
-        [op.matmul(x, _constant(weights[f"{layer}.key.weight"] * np.float32(scale)), False, True) for layer in layers],
-        axis=0,
-    )
-    value_weights = np.concatenate([weights[f"{layer}.value.weight"] for layer in layers])[None]
-    value_biases = np.concatenate([weights[f"{layer}.value.bias"].reshape(-1, 1) for layer in layers])[None]
-    values = op.add(op.matmul(_constant(value_weights), x, False, True), _constant(value_biases))
-    values = op.reshape(values, np.array([header.n_text_layer, header.n_text_state, -1]), special_zero=False)
-    return op.convert(keys, "f16"), op.convert(values, "f16")
+    keys, values = [], []
+    for layer in layers:
+        key = op.matmul(x, _constant(weights[f"{layer}.key.weight"] * np.float32(scale)), False, True)
+        value = op.matmul(_constant(weights[f"{layer}.value.weight"][None]), x, False, True)
+        value = op.add(value, _constant(weights[f"{layer}.value.bias"].reshape(1, -1, 1)))
+        # In halves before they are joined, so that only one layer is there in full.
+        keys.append(op.convert(key, "f16"))
+        values.append(op.convert(value, "f16"))
+    return op.concat(keys, axis=0), op.concat(values, axis=0)
 
 
 def _linear(x: Node, weights: Weights, name: str) -> Node:
