@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 from bench import engines
@@ -44,18 +45,22 @@ def of_outcome(outcome: Outcome) -> dict[str, Any]:
         setting: {engine: of_series(series) for engine, series in by_engine.items()}
         for setting, by_engine in outcome.series.items()
     }
-    if {"quiet", "busy"} <= set(figures):
-        for engine in set(figures["quiet"]) & set(figures["busy"]):
-            quiet, busy = figures["quiet"][engine], figures["busy"][engine]
-            busy["median_over_quiet"] = busy["median_seconds"] / quiet["median_seconds"]
-            busy["worst_over_quiet"] = busy["worst_seconds"] / quiet["median_seconds"]
     return {
         "versions": outcome.versions,
         "left_out": outcome.left_out,
-        "notes": outcome.notes,
+        "notes": [*outcome.notes, *over_quiet(figures.get("quiet", {}), figures.get("busy", {}))],
         "figures": figures,
         "ratios": {setting: ratios(by_engine) for setting, by_engine in figures.items()},
     }
+
+
+def over_quiet(quiet: dict[str, Figures], busy: dict[str, Figures]) -> Iterator[str]:
+    """Add to each engine's busy figures what they are in quiet medians, and yield that in words."""
+    for engine in (engine for engine in busy if engine in quiet):
+        for name in ("median", "worst"):
+            busy[engine][f"{name}_over_quiet"] = busy[engine][f"{name}_seconds"] / quiet[engine]["median_seconds"]
+        median, worst = (busy[engine][f"{name}_over_quiet"] for name in ("median", "worst"))
+        yield f"{engine} busy: median {median:.1f} and worst {worst:.1f} times the quiet median"
 
 
 def ratios(figures: dict[str, Figures]) -> dict[str, dict[str, float]]:

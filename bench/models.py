@@ -47,7 +47,12 @@ _PARTS = {
 
 
 def ggml(size: str, kind: str = "f16") -> Path:
-    """Return the ggml file of a size of `SIZES` in a weight type ("q8_0"). The micro model's weights are real ones."""
+    """Return the ggml file of a size of `SIZES` in a weight type ("q8_0"). The micro model's weights are real ones.
+
+    Raises ValueError for another size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size {size!r}: give one of {', '.join(SIZES)}")
     path = CACHE / size / f"ggml-{size}-{kind}.bin"
     if size == "micro" and kind == "f16":
         return _made(path, lambda fresh: fresh.write_bytes(ggml_file.MICRO_MODEL.read_bytes()))

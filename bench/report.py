@@ -26,7 +26,7 @@ def rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             ratio = case["ratios"][setting].get(f"{REFERENCE} : {engine}", {})
             yield (
                 setting,
-                engine + ("*" if reference and one["text"] != reference["text"] else ""),
+                engine + ("*" if reference and _letters(one) != _letters(reference) else ""),
                 f"{one['median_seconds']:.2f}",
                 f"{one['best_seconds']:.2f}",
                 f"{one['worst_seconds']:.2f}",
@@ -62,6 +62,10 @@ def tables(name: str, case: dict[str, Any]) -> Iterator[Table]:
             yield table
 
 
+def _letters(figures: dict[str, Any]) -> str:
+    return "".join(figures["text"].split())  # engines that split segments put spaces within words
+
+
 def _threads(case: dict[str, Any]) -> str:
     return f"{case['threads']} threads" if case["threads"] else "threads as each engine chooses"
 
@@ -82,10 +86,13 @@ def markdown(results: dict[str, Any]) -> str:
     parts = [f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}."]
     for name, case in results["cases"].items():
         parts.append(f"### {name}")
-        about = f"{case['model']}, whisper.cpp's files in {case['weights']}, {_threads(case)}, "
+        rounds = max((one["rounds"] for by_engine in case["figures"].values() for one in by_engine.values()), default=0)
+        about = f"{case['model']}, whisper.cpp's files in {case['weights']}, {_threads(case)}, rounds: {rounds}, "
         parts.append(
             about + f"load average {case['load_before']} before. " + " ".join(f"{note}." for note in case["notes"])
         )
+        if case["load_before"] > machine["cores"]:
+            parts.append("**Other work, or the case before, kept the machine busy: quote ratios, not these seconds.**")
         parts += [
             _table(headings, cells)
             for headings, cells in ((HEADINGS, [*rows(case)]), (STAGE_HEADINGS, [*stage_rows(case)]))

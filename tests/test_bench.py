@@ -78,7 +78,9 @@ def test_busy_is_told_over_quiet() -> None:
     for setting, times in {"quiet": (1.0, 2.0, 3.0), "busy": (4.0, 20.0, 6.0)}.items():
         for seconds in times:
             made.add(Trial(setting, request), "whisper-cli", answer(seconds))
-    busy = figures.of_outcome(made)["figures"]["busy"]["whisper-cli"]
+    told = figures.of_outcome(made)
+    assert told["notes"] == ["whisper-cli busy: median 3.0 and worst 10.0 times the quiet median"]
+    busy = told["figures"]["busy"]["whisper-cli"]
     assert (busy["median_over_quiet"], busy["worst_over_quiet"]) == (3.0, 10.0)
 
 
@@ -181,7 +183,7 @@ def test_a_missing_peer_is_left_out_with_the_reason() -> None:
     running = crew.Crew([], {})
     running.hire("whisperlib-balanced", Setup("no such size", "f16", 1, "balanced"))
     assert not running.workers
-    assert "no such size" in running.left_out["whisperlib-balanced"]
+    assert "give one of micro, tiny" in running.left_out["whisperlib-balanced"]
 
 
 def test_an_engine_that_dies_is_dismissed(speech: Request) -> None:
@@ -252,6 +254,12 @@ def test_another_text_is_marked() -> None:
     made.add(Trial("10 s, greedy", Request("a.wav", 10.0, 1)), "genai-fp16", answer(1.0, text="something else"))
     case = figures.of_outcome(made)
     assert [row[1] for row in report.rows(case)] == ["whisperlib-balanced", "whisper-cli", "genai-fp16*"]
+
+
+def test_spaces_do_not_make_another_text() -> None:
+    made = outcome(whisperlib_balanced=[1.0])
+    made.add(Trial("10 s, greedy", Request("a.wav", 10.0, 1)), "whisper-server", answer(1.0, text=" a "))
+    assert [row[1] for row in report.rows(figures.of_outcome(made))] == ["whisperlib-balanced", "whisper-server"]
 
 
 def test_the_judge_writes_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
