@@ -20,7 +20,14 @@ import numpy as np
 from whisperlib import assets, audio, binding, encoder, models, system, tuning, variants
 from whisperlib.audio import Source as AudioSource
 from whisperlib.binding import Context, FullArguments, VadContext
-from whisperlib.errors import AudioError, ClosedError, InterruptedTranscription, OptionError, OutOfMemoryError
+from whisperlib.errors import (
+    AudioError,
+    ClosedError,
+    InterruptedTranscription,
+    ModelFileError,
+    OptionError,
+    OutOfMemoryError,
+)
 from whisperlib.interrupt import Interrupt
 from whisperlib.job import Job, TranscriptionStream
 from whisperlib.options import TranscribeOptions, resolve_options
@@ -350,9 +357,13 @@ class WhisperLibraryAdapter:
             takes_encoder=self._context.library.takes_encoder,
         )
         if choice.accelerated:
-            self._context.use_encoder(
-                encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
-            )
+            try:
+                engine = encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
+            except ModelFileError as error:
+                if self.settings.encoder == "openvino":
+                    raise
+                return encoder.Choice("ggml", str(error))
+            self._context.use_encoder(engine)
         return choice
 
     def _tidy_up(self) -> None:

@@ -56,6 +56,20 @@ def test_a_damaged_description_is_not_believed(copy: Path, about: str) -> None:
         encoder.find(copy)
 
 
+def test_errors_that_are_no_table_are_not_believed(copy: Path) -> None:
+    path = encoder.find(copy).directory / "about.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"relative_errors": 3}))
+    with pytest.raises(ModelFileError, match=r"relative_errors is no table of errors; run `whisperlib models"):
+        encoder.find(copy)
+
+
+@pytest.mark.parametrize("name", ["encoder.xml", "encoder.bin"])
+def test_one_that_lacks_a_file_is_not_believed(copy: Path, name: str) -> None:
+    (encoder.find(copy).directory / name).unlink()
+    with pytest.raises(ModelFileError, match=f"lacks {name}: run `whisperlib models accelerate"):
+        encoder.find(copy)
+
+
 def test_one_of_another_format_is_not_believed(copy: Path) -> None:
     path = encoder.find(copy).directory / "about.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": files.FORMAT + 1}))

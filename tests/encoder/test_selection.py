@@ -11,7 +11,7 @@ import pytest
 
 from whisperlib import WhisperLibraryAdapter, assets, encoder
 from whisperlib.encoder import Choice, files
-from whisperlib.errors import ModelError, ModelNotFoundError
+from whisperlib.errors import ModelError, ModelFileError, ModelNotFoundError
 from whisperlib.pcm import Samples
 from whisperlib.settings import Settings
 
@@ -87,4 +87,16 @@ def test_an_adapter_runs_it_and_says_so(
 def test_an_adapter_that_is_asked_for_it_fails_without(tmp_path: Path) -> None:
     model = Path(shutil.copy(assets.MICRO_MODEL, tmp_path))
     with pytest.raises(ModelNotFoundError, match="whisperlib models accelerate"):
+        WhisperLibraryAdapter(model, settings=Settings(encoder="openvino"))
+
+
+def test_a_cut_off_one_is_left_for_ggmls_unless_it_was_asked_for(accelerated_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(accelerated_model.parent, tmp_path / "model")
+    model = tmp_path / "model" / accelerated_model.name
+    weights = encoder.find(model).graph.with_suffix(".bin")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with WhisperLibraryAdapter(model, threads=1) as whisper:
+        assert whisper.config.encoder == "ggml"
+        assert "encoder.xml cannot be used" in whisper.config.encoder_reason
+    with pytest.raises(ModelFileError, match=r"encoder\.xml cannot be used: .*; make it anew"):
         WhisperLibraryAdapter(model, settings=Settings(encoder="openvino"))

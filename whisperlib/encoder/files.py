@@ -76,6 +76,11 @@ def find(model: Path, kind: str = "float") -> Accelerated:
         raise ModelNotFoundError(f"{model.name} has no OpenVINO encoder beside it: {remedy}") from None
     except (OSError, ValueError, TypeError) as error:
         raise ModelFileError(f"{directory / ABOUT} cannot be read: {error}; {remedy}") from None
+    if not isinstance(found.relative_errors, dict):
+        raise ModelFileError(f"{directory / ABOUT}: relative_errors is no table of errors; {remedy}")
+    missing = [path.name for path in (found.graph, found.graph.with_suffix(".bin")) if not path.is_file()]
+    if missing:
+        raise ModelFileError(f"{directory} lacks {' and '.join(missing)}: {remedy}")
     if found.format != FORMAT or found.kind != kind:
         raise ModelFileError(f"{directory} was made by another version of whisperlib: {remedy}")
     if found.model != fingerprint(model):
