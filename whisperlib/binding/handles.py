@@ -229,8 +229,8 @@ class Context(Handle):
     Raises ModelFileError where the library refuses the file. Check the file first (`models.check_header`):
     before 1.9.3 whisper.cpp overflows its stack on a malformed one.
 
-    `flash_attention` is ggml's encoder's, `decoder_flash_attention` the decoder's; None chooses by device: on a CPU it
-    halves the encoder's time and costs the decoder up to a factor of two and a half.
+    `flash_attention` is ggml's encoder's, `decoder_flash_attention` the decoder's; None takes it on a GPU only: on a
+    CPU it helps the encoder and slows the decoder.
     """
 
     noun = "model context"
