@@ -129,3 +129,21 @@ def test_only_the_library_s_own_runtime_hinders(
 def test_runtimes_are_known_by_their_names(line: str, name: str | None) -> None:
     match = _openmp._RUNTIME.search(line)
     assert (match[1] if match else None) == name
+
+
+ON_ONE_CPU = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from whisperlib import WhisperLibraryAdapter, assets
+for threads in (1, 4):
+    with WhisperLibraryAdapter("micro", threads=threads, concurrency=1) as whisper:
+        print(whisper.transcribe(assets.SAMPLES / "german_001.flac", beam_size=5).text)
+"""
+
+
+def test_threads_of_one_cpu_come_to_the_same_text(run_python: RunPython) -> None:
+    child = run_python(ON_ONE_CPU)
+    assert child.returncode == 0, child.stderr
+    alone, crowded = child.stdout.splitlines()
+    assert alone
+    assert crowded == alone
