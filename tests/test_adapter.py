@@ -16,6 +16,7 @@ import pytest
 
 from whisperlib import CancelToken, TranscribeOptions, WhisperLibraryAdapter, assets, system
 from whisperlib.adapter import _check_sharing
+from whisperlib.binding import VadContext
 from whisperlib.errors import (
     AudioError,
     ClosedError,
@@ -25,7 +26,7 @@ from whisperlib.errors import (
     OverloadedError,
     TranscriptionCancelled,
 )
-from whisperlib.pcm import Samples
+from whisperlib.pcm import SAMPLE_RATE, Samples
 from whisperlib.results import Segment
 from whisperlib.settings import Settings
 
@@ -294,6 +295,26 @@ class TestInterruption:
         assert segments[-1].end < 40
         kept = adapter.transcribe(source, options.replace(on_interrupt="partial"))
         assert (kept.complete, kept.segments) == (False, ())  # the token is cancelled already
+
+    def test_a_cancel_while_speech_is_looked_for(
+        self, adapter: WhisperLibraryAdapter, sample: Sample, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        token = CancelToken()
+        listen = VadContext.speech_probabilities
+        minutes: list[int] = []
+
+        def cancelled_in_the_first_minute(vad: VadContext, samples: Samples, check: Callable[[], object]) -> Samples:
+            def counted() -> None:
+                minutes.append(len(minutes))
+                token.cancel()
+                check()
+
+            return listen(vad, samples, counted)
+
+        monkeypatch.setattr(VadContext, "speech_probabilities", cancelled_in_the_first_minute)
+        with pytest.raises(TranscriptionCancelled):
+            adapter.transcribe(np.resize(sample("seen_020"), 180 * SAMPLE_RATE), cancel=token)
+        assert minutes == [0]
 
     def test_a_passed_deadline(self, adapter: WhisperLibraryAdapter, sample: Sample) -> None:
         with pytest.raises(DeadlineExceeded, match=r"0\.0001 s"):

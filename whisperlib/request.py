@@ -136,7 +136,7 @@ class Request:
         if vad is None:
             return (SpeechRegion(0, len(self.samples)),), None
         started = time.monotonic()
-        probabilities = vad.speech_probabilities(self.samples)
+        probabilities = vad.speech_probabilities(self.samples, self.interrupt.check)
         regions = find_regions(probabilities, len(self.samples), vad.window_samples, self.options.vad_options)
         self._times["vad"] = time.monotonic() - started
         self.interrupt.check()

@@ -16,7 +16,7 @@ import pytest
 from whisperlib import assets, binding
 from whisperlib.binding import Callbacks, Context, FullArguments, Library, RawSegment, VadContext
 from whisperlib.errors import ClosedError, EngineError, ModelFileError, OptionError
-from whisperlib.pcm import Samples
+from whisperlib.pcm import SAMPLE_RATE, Samples
 
 ENGLISH = FullArguments(n_threads=1, language="en")
 
@@ -304,6 +304,32 @@ class TestVad:
             first = vad.speech_probabilities(silence)
             vad.speech_probabilities(clip)
             assert np.array_equal(vad.speech_probabilities(silence), first)
+
+    def test_asks_after_every_minute_whether_to_go_on(self, library: Library, clip: Samples) -> None:
+        minutes = np.resize(clip, 150 * SAMPLE_RATE)
+        asked: list[int] = []
+
+        def stop_at_the_second() -> None:
+            asked.append(len(asked))
+            if len(asked) == 2:
+                raise TimeoutError("no more time")
+
+        with VadContext(library, assets.VAD_MODEL) as vad:
+            first = vad.speech_probabilities(clip)
+            with pytest.raises(TimeoutError, match="no more time"):
+                vad.speech_probabilities(minutes, stop_at_the_second)
+            assert asked == [0, 1]
+            assert np.array_equal(vad.speech_probabilities(clip), first)
+
+    def test_its_minutes_are_one_recording(
+        self, library: Library, clip: Samples, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        minutes = np.resize(clip, 125 * SAMPLE_RATE + 7)
+        with VadContext(library, assets.VAD_MODEL) as vad:
+            in_blocks = vad.speech_probabilities(minutes)
+            # A stand-in for a libwhisper that cannot go on where it ended.
+            monkeypatch.setattr(Library, "keeps_listening", property(lambda _self: False))
+            assert np.array_equal(vad.speech_probabilities(minutes), in_blocks)
 
     def test_a_closed_one_says_so(self, library: Library, clip: Samples) -> None:
         vad = VadContext(library, assets.VAD_MODEL)

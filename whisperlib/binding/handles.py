@@ -54,6 +54,7 @@ Self = TypeVar("Self", bound="Handle")
 MIN_SAMPLES = SAMPLE_RATE  # shorter audio makes whisper.cpp before 1.9.3 read out of bounds
 MAX_SAMPLES = 2**31 - 1 - 30 * SAMPLE_RATE  # an int, with the 30 s that the log-mel pads
 MAX_DECODERS = 8  # WHISPER_MAX_DECODERS
+_VAD_BLOCK_SAMPLES = 60 * SAMPLE_RATE  # whole frames: what is left over is padded with zeros
 _GREEDY, _BEAM_SEARCH = 0, 1
 
 
@@ -474,18 +475,26 @@ class VadContext(Handle):
         super().__init__(library, pointer, library.c.whisper_vad_free)
         self._one_thread = threading.Lock()
 
-    def speech_probabilities(self, samples: Samples) -> Samples:
+    def speech_probabilities(self, samples: Samples, check: Callable[[], object] = lambda: None) -> Samples:
         """Return the speech probability of every 32 ms frame: float32, shape (ceil(n / 512),), 0 to 1.
 
-        `samples`: float32, shape (n,), 16 kHz mono, n ≥ 1.
+        `samples`: float32, shape (n,), 16 kHz mono, n ≥ 1. `check` is called after every minute of them; what it
+        raises ends the call.
         """
-        pointer_to_samples = _samples_pointer(samples, minimum=1)
+        _samples_pointer(samples, minimum=1)
         c_lib = self.library.c
+        step = _VAD_BLOCK_SAMPLES if self.library.keeps_listening else len(samples)
+        found: list[Samples] = []
         with self._use() as context, self._one_thread:
             log.forget_errors()
-            c_lib.whisper_vad_detect_speech(context, pointer_to_samples, len(samples))
-            n = c_lib.whisper_vad_n_probs(context)
-            return np.ctypeslib.as_array(c_lib.whisper_vad_probs(context), shape=(n,)).copy()
+            for start in range(0, len(samples), step):
+                block = samples[start : start + step]
+                detect = c_lib.whisper_vad_detect_speech_no_reset if start else c_lib.whisper_vad_detect_speech
+                detect(context, block.ctypes.data_as(c.POINTER(c.c_float)), len(block))
+                n = c_lib.whisper_vad_n_probs(context)
+                found.append(np.ctypeslib.as_array(c_lib.whisper_vad_probs(context), shape=(n,)).copy())
+                check()
+        return np.concatenate(found)
 
 
 class _Kept:

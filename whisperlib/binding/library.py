@@ -94,6 +94,11 @@ class Library:
         return hasattr(self.c, "whisper_init_state_with_encoder")
 
     @property
+    def keeps_listening(self) -> bool:
+        """Whether speech detection can go on where its last call ended: not every version can."""
+        return hasattr(self.c, "whisper_vad_detect_speech_no_reset")
+
+    @property
     def system_info(self) -> str:
         """CPU features that ggml was built with and uses, as ggml prints them."""
         self.check_process()

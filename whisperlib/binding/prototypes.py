@@ -110,10 +110,13 @@ ERRCHECK = {
     ),
     "whisper_vad_init_from_file_with_params": status.pointer("the VAD model could not be loaded", ModelFileError),
     "whisper_vad_detect_speech": status.truth("speech detection failed"),
+    "whisper_vad_detect_speech_no_reset": status.truth("speech detection failed"),
 }
 
-# Exported by our patched build only.
+# Exported by our patched build only, or not by every version.
 WHISPER_OPTIONAL: Functions = {
+    # bool whisper_vad_detect_speech_no_reset(whisper_vad_context *, const float *, int n_samples);
+    "whisper_vad_detect_speech_no_reset": (c.c_bool, [_P, _SAMPLES, _I]),
     # float whisper_full_get_segment_temperature_from_state(whisper_state *, int i_segment);
     "whisper_full_get_segment_temperature_from_state": (_F, [_P, _I]),
     # whisper_state * whisper_init_state_with_encoder(whisper_context *, bool flash_attn_decode,
