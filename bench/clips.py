@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from bench.models import CACHE
+from bench import models
 from whisperlib import assets
 from whisperlib.pcm import SAMPLE_RATE, Samples
 
@@ -33,7 +33,7 @@ def _speech() -> Samples:
 
 
 def _written(name: str, samples: Samples) -> Path:
-    path = CACHE / "audio" / f"{name}.wav"
+    path = models.CACHE / "audio" / f"{name}.wav"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(f".{path.name}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,8 @@ import numpy as np
 
 from tools import ggml_file, random_weights
 
-CACHE = ggml_file.REPOSITORY / ".bench"
+CACHE_VARIABLE = "BENCH_CACHE"
+CACHE = Path(os.environ.get(CACHE_VARIABLE) or ggml_file.REPOSITORY / ".bench")
 WORDS = 30  # with the two times and the end of text: 33 tokens for each window
 SIZES = ("micro", *random_weights.SIZES)
 
@@ -59,16 +61,16 @@ def ggml(size: str, kind: str = "f16") -> Path:
     return _made(path, lambda fresh: _write_ggml(fresh, size, kind))
 
 
-def accelerate(model: Path) -> None:
-    """Put the OpenVINO encoder beside a ggml file, if it is not there."""
+def accelerate(model: Path, kind: str = "float") -> None:
+    """Put the OpenVINO encoder of a kind (float or int8) beside a ggml file, if it is not there."""
     # Imported here: it sets how OpenMP waits, which is not to reach the workers of other engines.
     from whisperlib import binding, encoder, variants  # noqa: PLC0415
     from whisperlib.errors import ModelError  # noqa: PLC0415
 
     try:
-        encoder.find(model)
+        encoder.find(model, kind)
     except ModelError:
-        encoder.accelerate(model, binding.load(variants.choose("cpu").directory))
+        encoder.accelerate(model, binding.load(variants.choose("cpu").directory), kind)
 
 
 def transformers(size: str) -> Path:
@@ -130,8 +132,7 @@ def _remove(path: Path) -> None:
 
 def _write_ggml(path: Path, size: str, kind: str) -> None:
     if kind != "f16":
-        command = [str(random_weights.QUANTIZE), str(ggml(size)), str(path), kind]
-        subprocess.run(command, check=True, capture_output=True)
+        random_weights.quantize(ggml(size), path, kind)
     else:
         random_weights.write_model(path, random_weights.SIZES[size], tokens=WORDS)
 

@@ -8,6 +8,7 @@ import pytest
 from tools import random_weights
 from tools.ggml_file import MICRO_MODEL, REPOSITORY, read_preamble, read_tensors, tensor_layout
 from tools.random_weights import SIZES, main, mel_filters, plan, scaled_down, write_model
+from whisperlib import models
 
 WHISPER_CLI = REPOSITORY / "native/lib/cpu/whisper-cli"
 SPEECH = REPOSITORY / "whisperlib/assets/samples/seen_020.flac"
@@ -99,3 +100,13 @@ def test_quantised_types_need_our_quantizer(
     with pytest.raises(SystemExit):
         main(["tiny", str(tmp_path / "x"), "--type", "q5_1"])
     assert "make native" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not random_weights.QUANTIZE.exists(), reason="needs whisper-quantize: make native")
+def test_a_k_type_wants_a_width_that_its_blocks_divide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model.bin"
+    main(["small", str(model), "--layers", "3", "--width", "256", "--type", "q4_k"])
+    assert models.check_header(model).quantization == "q4_k"
+    with pytest.raises(SystemExit):
+        main(["tiny", str(tmp_path / "other.bin"), "--type", "q4_k"])
+    assert "a multiple of 256, and it is 384" in capsys.readouterr().err
