@@ -1,7 +1,7 @@
 """The judge: compares whisperlib with other engines on this machine, in one run.
 
-Same weights, same audio, rounds in turn, medians and ratios. Prints a table, and writes `results.json`, a plot and
-the tables of `docs/performance.md`.
+Same weights, same audio, rounds in turn, medians and ratios. Prints tables; writes `results.json`, a plot and a page
+into the machine's own directory of `docs/performance`, and the claims into `docs/performance.md`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=240, help="seconds after which no round begins (240)")
     parser.add_argument("--minutes", type=float, default=10, help="length of the long file (10)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the results (docs/performance)")
+    parser.add_argument("--claims", action="store_true", help="only print what is claimed beside what was measured")
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.threads < 1 or options.minutes <= 0:
         parser.error("give at least one round, one thread, and a file with some length")
+    if options.claims:
+        return print_claims(options.output)
     plan = cases.Plan(
         size=options.size,
         kind=options.weights,
@@ -65,7 +68,7 @@ def judge(name: str, plan: cases.Plan, output: Path) -> dict[str, Any]:
     started = time.monotonic()
     case = {
         "model": plan.size,
-        "weights": "f16" if plan.size == "micro" else plan.kind,
+        "weights": plan.file_kind,
         "threads": None if name == "quota" else plan.threads,  # there each engine chooses
         "load_before": about.pop("load_before"),
         **figures.of_outcome(cases.run(name, plan)),
@@ -76,16 +79,37 @@ def judge(name: str, plan: cases.Plan, output: Path) -> dict[str, Any]:
         console.print(table)
     for note in [*case["notes"], *(f"left out: {engine}: {reason}" for engine, reason in case["left_out"].items())]:
         console.print(note)
-    output.mkdir(parents=True, exist_ok=True)
-    results = report.merged(output / "results.json", about, {name: case})
-    (output / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if output == RESULTS:
-        report.write_page(PAGE, report.markdown(results))
+    directory = output / machine.slug(about)
+    directory.mkdir(parents=True, exist_ok=True)
+    results = report.merged(directory / "results.json", about, {name: case})
+    (directory / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_pages(output)
     try:
-        report.plot(results, output / "results.svg")
+        report.plot(results, directory / "results.svg")
     except ImportError as error:
         console.print(f"no plot: {error}")
     return results
+
+
+def write_pages(output: Path) -> None:
+    """Write the page of every machine that has results, and beside the method what they come to."""
+    machines = report.every(output)
+    for results in machines:
+        page = output / machine.slug(results["machine"]) / "README.md"
+        page.write_text(report.page(results), encoding="utf-8")
+    if output == RESULTS:
+        report.write_summary(PAGE, report.summary(machines))
+
+
+def print_claims(output: Path) -> int:
+    """Print the claims of every machine that has results; return the exit status."""
+    machines = report.every(output)
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    for results in machines:
+        console.print(report.claims_table(results))
+    if not machines:
+        print(f"bench: no results below {output}: run `make bench` first", file=sys.stderr)
+    return 0 if machines else 1
 
 
 if __name__ == "__main__":

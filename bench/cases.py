@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import requests
 from rich.console import Console
 
-from bench import clips, engines, machine, models
+from bench import clips, engines, machine, models, quality
 from bench.crew import Answer, Crew, EngineError, Worker, crew
 from bench.engines.base import Request, Setup
+from whisperlib.encoder import files
+from whisperlib.errors import ModelError
 
 console = Console(stderr=True)
 
@@ -34,8 +36,13 @@ class Plan:
 
     def setup(self, name: str, threads: int | None) -> Setup:
         """Return what the engine called `name` shall load."""
-        kind = "f16" if self.size == "micro" else self.kind
-        return Setup(self.size, kind, threads, engines.CONTESTANTS[name].variant)
+        contestant = engines.CONTESTANTS[name]
+        return Setup(self.size, contestant.kind or self.file_kind, threads, contestant.variant)
+
+    @property
+    def file_kind(self) -> str:
+        """Weight type of the ggml file, where an engine has none of its own."""
+        return "f16" if self.size == "micro" else self.kind
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,16 @@ class Series:
 
 @dataclass
 class Outcome:
-    """What a case came to: series by setting and engine, versions, and who was left out for which reason."""
+    """What a case came to: series by setting and engine, versions, and who was left out for which reason.
+
+    `facts` are numbers that no request gives, by what they are and of what.
+    """
 
     series: dict[str, dict[str, Series]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    facts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, trial: Trial, engine: str, answer: Answer) -> None:
         """Keep an answer."""
@@ -97,7 +108,7 @@ def run(case: str, plan: Plan) -> Outcome:
 
 def _names(case: str, plan: Plan) -> list[str]:
     wanted = plan.engines or CASES[case].engines
-    return [name for name in wanted if case in (engines.CONTESTANTS[name].cases or CASES)]
+    return [name for name in wanted if case in (engines.CONTESTANTS[name].cases or _WITH_TEXT)]
 
 
 def _clip(seconds: float, beam_size: int, *, detailed: bool = False) -> Request:
@@ -244,10 +255,9 @@ def http_seconds(plan: Plan) -> float:
     from whisperlib.web.local import LocalServer  # noqa: PLC0415
 
     path = clips.clip(11)
-    kind = "f16" if plan.size == "micro" else plan.kind
     shares = []
     with (
-        LocalServer(model_size=models.ggml(plan.size, kind), threads=plan.threads) as server,
+        LocalServer(model_size=models.ggml(plan.size, plan.file_kind), threads=plan.threads) as server,
         requests.Session() as session,
     ):
         session.trust_env = False  # a proxy of the environment cannot reach our loopback
@@ -265,12 +275,55 @@ def http_seconds(plan: Plan) -> float:
     return float(min(shares))
 
 
+def _encode(case: str, plan: Plan) -> Outcome:
+    outcome = _in_turn(case, plan, [Trial("30 s window", _clip(30, 1))])
+    for name, size, kind in (("weights of the run", plan.size, plan.file_kind), ("micro model", "micro", "f16")):
+        try:
+            errors = quality.encoder_errors(models.ggml(size, kind), plan.threads)
+        except ModelError as error:
+            outcome.notes.append(f"no error against f32 with the {name}: {error}")
+            continue
+        outcome.facts[f"error against f32, {name}"] = errors
+    if "bf16" not in files.precisions():
+        outcome.notes.append("this CPU has no bf16: OpenVINO's encoder runs in f32, and bf16's error was not measured")
+    return outcome
+
+
+def _weights(case: str, plan: Plan) -> Outcome:
+    outcome = Outcome()
+    trials = [_trial(11, beams, detailed=True) for beams in (1, 5)]
+    names = _names(case, plan)
+    half = replace(plan, budget_seconds=plan.budget_seconds / 2)
+    for variant in ("balanced-ggml", "balanced"):  # one after the other, for memory's sake
+        group = [name for name in names if engines.CONTESTANTS[name].variant == variant]
+        with _warm(group, plan, plan.threads, outcome) as running:
+            for number in Rounds(half):
+                _round(running, trials, number, outcome)
+    made = [kind for kind in engines.WEIGHT_TYPES if any(name.endswith(kind) for name in outcome.versions)]
+    outcome.facts["file bytes"] = {kind: models.ggml(plan.size, kind).stat().st_size for kind in made}
+    rates = {kind: _error_rate(kind, outcome) for kind in engines.WEIGHT_TYPES}
+    outcome.facts["word error rate"] = {kind: rate for kind, rate in rates.items() if rate is not None}
+    return outcome
+
+
+def _error_rate(kind: str, outcome: Outcome) -> float | None:
+    try:
+        return quality.word_error_rate(kind)
+    except (ImportError, ValueError) as error:
+        outcome.notes.append(f"no word error rate of {kind}: {error}")
+        return None
+
+
 @dataclass(frozen=True)
 class Case:
     """A way to measure, with the engines that fit into its five minutes."""
 
     measure: Callable[[str, Plan], Outcome]
     engines: tuple[str, ...]
+
+
+def _only_in(case: str) -> tuple[str, ...]:
+    return tuple(name for name, contestant in engines.CONTESTANTS.items() if contestant.cases == (case,))
 
 
 _FEW = ("whisperlib-balanced", "whisperlib-fast", "whisper-cli", "pywhispercpp", "faster-whisper-int8", "genai-fp16")
@@ -286,4 +339,7 @@ CASES = {
     "long": Case(
         _long, ("whisperlib-balanced", "whisperlib-fast", "pywhispercpp", "faster-whisper-int8-batched", "genai-fp16")
     ),
+    "encode": Case(_encode, _only_in("encode")),
+    "weights": Case(_weights, _only_in("weights")),
 }
+_WITH_TEXT = CASES.keys() - {"encode", "weights"}

@@ -50,6 +50,7 @@ def of_outcome(outcome: Outcome) -> dict[str, Any]:
         "left_out": outcome.left_out,
         "notes": [*outcome.notes, *over_quiet(figures.get("quiet", {}), figures.get("busy", {}))],
         "figures": figures,
+        "facts": outcome.facts,
         "ratios": {setting: ratios(by_engine) for setting, by_engine in figures.items()},
     }
 

@@ -5,31 +5,49 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from whisperlib import system
 
 PERIOD_MICROSECONDS = 100_000
+INSTRUCTION_SETS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2")  # widest first
+IDENTITY = ("cpu", "instruction_sets", "cores")
 
 
-def describe() -> dict[str, object]:
+def describe() -> dict[str, Any]:
     """Return what decides about speed here, for the results."""
     allowance = system.cpu_allowance()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    wanted = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"}
     return {
         "cpu": system.cpu_model(),
-        "instruction_sets": sorted(wanted & set(system.cpu_flags())),
+        "instruction_sets": sorted(set(INSTRUCTION_SETS) & set(system.cpu_flags())),
         "cores": allowance.cores,
         "memory_bytes": memory,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def slug(about: dict[str, Any]) -> str:
+    """Return the name of a described machine's directory: `amd-epyc-avx512-bf16-2-cores`.
+
+    A hypervisor may give processors of several generations one name; the widest instruction set tells them apart.
+    """
+    widest = next((each for each in INSTRUCTION_SETS if each in about["instruction_sets"]), "")
+    words = f"{re.sub(r'[(](r|tm)[)]', '', about['cpu'].lower())} {widest} {about['cores']} cores"
+    return "-".join(re.findall(r"[a-z0-9]+", words))
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether figures of the two descriptions may stand beside each other."""
+    return all(one.get(key) == other.get(key) for key in IDENTITY)
 
 
 @contextlib.contextmanager

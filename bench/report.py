@@ -1,4 +1,4 @@
-"""What is left of a run: a table for the terminal, `results.json`, a plot, and the table in `docs/performance.md`."""
+"""What is left of a run: tables for the terminal, and for each machine `results.json`, a plot and a page."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ from typing import Any
 
 from rich.table import Table
 
+from bench import claims, engines, models
+from bench.machine import same, slug
+
 REFERENCE = "whisperlib-balanced"
-BEGIN, END = "<!-- figures: make bench -->", "<!-- end of figures -->"
+TOKENS = models.WORDS + 3  # of a window with random weights: the two times and the end of text
+BEGIN, END = "<!-- claims: make bench -->", "<!-- end of claims -->"
 HEADINGS = (
     "setting", "engine", "median s", "best s", "worst s", "RTF", "audio s/s", "CPU s/audio s", "peak MB", "steady MB",
-    "balanced : this", "of bests", "of CPU",
+    "ours : this", "of bests", "of CPU",
 )  # fmt: skip
 STAGE_HEADINGS = ("setting", "engine", "stage", "ms", "share")
+FACT_HEADINGS = ("fact", "of", "value")
+WEIGHT_HEADINGS = (
+    "type", "file MB", "ms a token, greedy", "ms a token, beam 5", "encode s, ggml", "encode s, OpenVINO",
+    "peak MB, ggml", "steady MB, ggml", "peak MB, OpenVINO", "steady MB, OpenVINO", "WER of micro",
+)  # fmt: skip
 
 
 def rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield the cells below `HEADINGS`; `*` after an engine's name: its text is not the reference's."""
     for setting, figures in case["figures"].items():
-        reference = figures.get(REFERENCE) or {}
+        name = next((each for each in (REFERENCE, "whisperlib-encoder") if each in figures), "")
+        reference = figures.get(name) or {}
         for engine, one in figures.items():
-            ratio = case["ratios"][setting].get(f"{REFERENCE} : {engine}", {})
+            ratio = case["ratios"][setting].get(f"{name} : {engine}", {})
             yield (
                 setting,
                 engine + ("*" if reference and _letters(one) != _letters(reference) else ""),
@@ -49,17 +59,77 @@ def stage_rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 yield setting, engine, stage, f"{seconds * 1e3:.1f}", f"{share:.1%}"
 
 
+def fact_rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield (fact, of what, value) of what no request told."""
+    for fact, values in case.get("facts", {}).items():
+        for name, value in values.items():
+            yield fact, name, f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def weight_rows(case: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield the cells below `WEIGHT_HEADINGS`; a token's time is that of prompt and decoder over all its tokens."""
+    facts, by_width = case["facts"], case["figures"]
+    greedy, wide = (by_width.get(f"11 s, {width}", {}) for width in ("greedy", "beam 5"))
+
+    def stage(figures: dict[str, Any], engine: str, *names: str, per: float = 1.0) -> float | None:
+        stages = figures.get(engine, {}).get("stages")
+        return sum(stages[name] for name in names) / per if stages else None
+
+    for kind in engines.WEIGHT_TYPES:
+        ggml, openvino = f"whisperlib-ggml-{kind}", f"whisperlib-openvino-{kind}"
+        per_token = {"per": TOKENS / 1e3}
+        decoded = [None if case["model"] == "micro" else stage(each, ggml, "prompt", "decode", **per_token)
+                   for each in (greedy, wide)]  # fmt: skip
+        memory = [
+            by.get(engine, {}).get(name)
+            for engine in (ggml, openvino)
+            for name, by in (("peak_bytes", wide), ("steady_bytes", wide))
+        ]
+        size, errors = facts["file bytes"].get(kind), facts["word error rate"].get(kind)
+        yield (
+            kind,
+            _cell(size, "{:.0f}", 1e6),
+            *(_cell(each, "{:.1f}") for each in decoded),
+            *(_cell(stage(greedy, engine, "encode and cross"), "{:.2f}") for engine in (ggml, openvino)),
+            *(_cell(each, "{:.0f}", 1e6) for each in memory),
+            _cell(errors, "{:.1%}"),
+        )
+
+
+def _cell(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "–" if value is None else form.format(value / unit)
+
+
+def parts(name: str, case: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Yield the headings and cells of each table of a case that has any."""
+    if name == "weights":
+        yield WEIGHT_HEADINGS, [*weight_rows(case)]
+    for headings, cells in ((HEADINGS, [*rows(case)]), (STAGE_HEADINGS, [*stage_rows(case)])):
+        if cells:
+            yield headings, cells
+    if name != "weights" and (cells := [*fact_rows(case)]):
+        yield FACT_HEADINGS, cells
+
+
 def tables(name: str, case: dict[str, Any]) -> Iterator[Table]:
     """Yield what a person reads in the terminal."""
     title = f"{name}: {case['model']}, {case['weights']}, {_threads(case)}"
-    for headings, cells in ((HEADINGS, rows(case)), (STAGE_HEADINGS, stage_rows(case))):
-        table = Table(title=title)
-        for heading in headings:
-            table.add_column(heading, no_wrap=heading == "engine")
-        for row in cells:
-            table.add_row(*row)
-        if table.row_count:
-            yield table
+    for headings, cells in parts(name, case):
+        yield _terminal(title, headings, cells)
+
+
+def claims_table(results: dict[str, Any]) -> Table:
+    """Return one machine's claims for the terminal."""
+    return _terminal(slug(results["machine"]), claims.HEADINGS, [row.cells() for row in claims.rows(results)])
+
+
+def _terminal(title: str, headings: tuple[str, ...], cells: list[tuple[str, ...]]) -> Table:
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading in {"engine", "claim"})
+    for row in cells:
+        table.add_row(*row)
+    return table
 
 
 def _letters(figures: dict[str, Any]) -> str:
@@ -71,35 +141,65 @@ def _threads(case: dict[str, Any]) -> str:
 
 
 def merged(path: Path, machine: dict[str, Any], cases: dict[str, Any]) -> dict[str, Any]:
-    """Return `cases` with those that `path` has of other names, if they were measured on the same processor."""
+    """Return `cases` with those that `path` has of other names, if they were measured on the same machine."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        same = all(kept["machine"][key] == machine[key] for key in ("cpu", "cores"))
+        others = kept["cases"] if same(kept["machine"], machine) else {}
     except (OSError, ValueError, KeyError):
-        same = False
-    return {"machine": machine, "cases": {**(kept["cases"] if same else {}), **cases}}
+        others = {}
+    return {"machine": machine, "cases": {**others, **cases}}
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Return the tables of all cases for the page."""
+def every(output: Path) -> list[dict[str, Any]]:
+    """Return the results of every machine below the directory `output`, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*/results.json"))]
+
+
+def page(results: dict[str, Any]) -> str:
+    """Return one machine's page: its claims and the tables of all cases."""
     machine = results["machine"]
-    parts = [f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}."]
+    sets = ", ".join(machine["instruction_sets"])
+    text = [
+        f"# Performance: {machine['cpu']}, {machine['cores']} cores",
+        f"{sets}; {machine['memory_bytes'] / 1e9:.0f} GB, {machine['system']}, Python {machine['python']}. Written by "
+        "`make bench`; [what is measured, and how](../../performance.md). [Every figure](results.json), "
+        "[plot](results.svg).",
+        "## Claims",
+        "Medians. `make bench ARGS=--claims` prints this table.",
+        _table(claims.HEADINGS, [row.cells() for row in claims.rows(results)]),
+    ]
     for name, case in results["cases"].items():
-        parts.append(f"### {name}")
-        rounds = max((one["rounds"] for by_engine in case["figures"].values() for one in by_engine.values()), default=0)
-        about = f"{case['model']}, whisper.cpp's files in {case['weights']}, {_threads(case)}, rounds: {rounds}, "
-        parts.append(
-            about + f"load average {case['load_before']} before. " + " ".join(f"{note}." for note in case["notes"])
-        )
-        if case["load_before"] > machine["cores"]:
-            parts.append("**Other work, or the case before, kept the machine busy: quote ratios, not these seconds.**")
-        parts += [
-            _table(headings, cells)
-            for headings, cells in ((HEADINGS, [*rows(case)]), (STAGE_HEADINGS, [*stage_rows(case)]))
-            if cells
-        ]
-        parts += [f"Left out: {engine}: {reason}" for engine, reason in case["left_out"].items()]
-    return "\n\n".join(parts)
+        text += [f"## {name}", *_described(machine, case)]
+        text += [_table(headings, cells) for headings, cells in parts(name, case)]
+        text += [f"Left out: {engine}: {reason}" for engine, reason in case["left_out"].items()]
+    return "\n\n".join(text) + "\n"
+
+
+def _described(machine: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:
+    rounds = max((one["rounds"] for by_engine in case["figures"].values() for one in by_engine.values()), default=0)
+    yield (
+        f"{case['model']}, whisper.cpp's files in {case['weights']}, {_threads(case)}, rounds: {rounds}, load average "
+        f"{case['load_before']} before."
+    )
+    yield from ("; ".join(case["notes"]) + ".",) if case["notes"] else ()
+    if case["load_before"] > machine["cores"]:
+        yield "**Other work, or the case before, kept the machine busy: quote ratios, not these seconds.**"
+
+
+def summary(machines: list[dict[str, Any]]) -> str:
+    """Return the claims of all machines side by side: ratios, in bold where the target is missed."""
+    names = [slug(results["machine"]) for results in machines]
+    headings = ("claim", "target", *(f"[{name}](performance/{name}/README.md)" for name in names))
+    lines = zip(*(claims.rows(results) for results in machines), strict=True)
+    cells = [(line[0].claim.name, claims.wanted(line[0].claim), *map(_brief, line)) for line in lines]
+    return _table(headings, cells)
+
+
+def _brief(row: claims.Row) -> str:
+    if row.ratio is None:
+        return ""
+    shown = f"{row.ratio:.2f}" if row.claim.theirs else row.cells()[1]
+    return {True: shown, False: f"**{shown}**", None: f"({shown})"}[row.met]
 
 
 def _table(headings: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
@@ -107,13 +207,13 @@ def _table(headings: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_page(page: Path, text: str) -> None:
+def write_summary(page: Path, text: str) -> None:
     """Put `text` between the page's markers. Raises ValueError where they are missing."""
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"{page}: there is no {BEGIN} … {END} to write between")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -38,10 +38,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: the text, and seconds of the engine's stages by name, where it tells them."""
+    """What came back: the text, and seconds of the engine's stages by name, where it tells them.
+
+    `seconds` is set where it is not all of the call that is asked for.
+    """
 
     text: str
     stages: dict[str, float] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 class Engine(Protocol):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import time
+from typing import Any
 
 from bench import models
 from bench.engines.base import Base, Reply, Request, Setup, without
+
+START = [50258, 50259, 50359]  # start, English, transcribe
+STEP_RUNS = 3
 
 
 class FasterWhisper(Base):
@@ -37,3 +42,41 @@ class FasterWhisper(Base):
             options["condition_on_previous_text"] = not request.skip_pauses
             segments, _ = self._model.transcribe(request.audio, **options)
         return Reply(" ".join(segment.text.strip() for segment in segments))
+
+
+class CTranslateEncoder(FasterWhisper):
+    """The encoder of CTranslate2, with the cross-attention's keys and values, which its first decoder step computes.
+
+    So one decoder step (`detect_language`) is asked for too, and the time of a later one subtracted.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._later_step: float | None = None
+
+    def transcribe(self, request: Request) -> Reply:
+        """Encode the first window; there is no text."""
+        from faster_whisper.audio import decode_audio, pad_or_trim  # noqa: PLC0415
+
+        features = pad_or_trim(self._model.feature_extractor(decode_audio(request.audio)))
+        model = self._model.model
+        started = time.perf_counter()
+        encoded = self._model.encode(features)
+        model.detect_language(encoded)
+        spent = time.perf_counter() - started
+        if self._later_step is None:
+            self._later_step = self._step_seconds(encoded)
+        return Reply("", seconds=spent - self._later_step)
+
+    def _step_seconds(self, encoded: Any) -> float:
+        """Return what a decoder step takes after the first one: the slope from a short answer to a long one."""
+        points = []
+        for length in (4, 2 * models.WORDS):
+            runs = []
+            for _ in range(STEP_RUNS):
+                started = time.perf_counter()
+                (answer,) = self._model.model.generate(encoded, [START], beam_size=1, max_length=2 * length)
+                runs.append(time.perf_counter() - started)
+            points.append((len(answer.sequences_ids[0]), min(runs)))
+        (few, short), (many, long) = points
+        return (long - short) / (many - few)
