@@ -55,7 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         for name in options.case or cases.CASES:
-            judge(name, plan, options.output)
+            if cases.names_of(name, plan):
+                judge(name, plan, options.output)
+            else:
+                print(f"{name}: none of the engines that were asked for takes part")
     except (WhisperlibError, OSError, ValueError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -106,7 +106,8 @@ def run(case: str, plan: Plan) -> Outcome:
     return CASES[case].measure(case, plan)
 
 
-def _names(case: str, plan: Plan) -> list[str]:
+def names_of(case: str, plan: Plan) -> list[str]:
+    """Return the engines that take part in a case; none where those that were asked for have no part in it."""
     wanted = plan.engines or CASES[case].engines
     return [name for name in wanted if case in (engines.CONTESTANTS[name].cases or _WITH_TEXT)]
 
@@ -161,7 +162,7 @@ def _round(running: Crew, trials: Sequence[Trial], number: int, outcome: Outcome
 
 def _in_turn(case: str, plan: Plan, trials: Sequence[Trial]) -> Outcome:
     outcome = Outcome()
-    with _warm(_names(case, plan), plan, plan.threads, outcome) as running:
+    with _warm(names_of(case, plan), plan, plan.threads, outcome) as running:
         for number in Rounds(plan):
             _round(running, trials, number, outcome)
     return outcome
@@ -184,7 +185,7 @@ def _clients(case: str, plan: Plan) -> Outcome:
 def _busy(case: str, plan: Plan) -> Outcome:
     outcome = Outcome()
     quiet = _trial(11, 1)
-    with _warm(_names(case, plan), plan, plan.threads, outcome) as running:
+    with _warm(names_of(case, plan), plan, plan.threads, outcome) as running:
         for number in Rounds(plan):
             _round(running, [Trial("quiet", quiet.request)], number, outcome)
             with machine.neighbours(2):
@@ -194,7 +195,7 @@ def _busy(case: str, plan: Plan) -> Outcome:
 
 def _quota(case: str, plan: Plan) -> Outcome:
     outcome = Outcome()
-    with machine.one_cpu() as limit, _warm(_names(case, plan), plan, None, outcome, limit.options) as running:
+    with machine.one_cpu() as limit, _warm(names_of(case, plan), plan, None, outcome, limit.options) as running:
         outcome.notes.append(f"{limit.how}; each engine chooses its own number of threads")
         for number in Rounds(plan):
             _round(running, [_trial(11, 1)], number, outcome)
@@ -204,7 +205,7 @@ def _quota(case: str, plan: Plan) -> Outcome:
 def _start(case: str, plan: Plan) -> Outcome:
     outcome = Outcome()
     trial = _trial(5, 1)
-    names = _names(case, plan)
+    names = names_of(case, plan)
     for number in Rounds(plan):
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
@@ -243,7 +244,7 @@ def first(worker: Worker, answer: Answer) -> Answer:
 def _profile(case: str, plan: Plan) -> Outcome:
     outcome = Outcome()
     trials = [_trial(seconds, beams, detailed=True) for seconds in (11, 30) for beams in (1, 5)]
-    with _warm([name for name in _names(case, plan) if name in engines.OURS], plan, plan.threads, outcome) as running:
+    with _warm([name for name in names_of(case, plan) if name in engines.OURS], plan, plan.threads, outcome) as running:
         for number in Rounds(plan):
             _round(running, trials, number, outcome)
     outcome.notes.append(f"HTTP, all of a request but the adapter's stages: {http_seconds(plan) * 1e3:.1f} ms")
@@ -292,7 +293,7 @@ def _encode(case: str, plan: Plan) -> Outcome:
 def _weights(case: str, plan: Plan) -> Outcome:
     outcome = Outcome()
     trials = [_trial(11, beams, detailed=True) for beams in (1, 5)]
-    names = _names(case, plan)
+    names = names_of(case, plan)
     half = replace(plan, budget_seconds=plan.budget_seconds / 2)
     for variant in ("balanced-ggml", "balanced"):  # one after the other, for memory's sake
         group = [name for name in names if engines.CONTESTANTS[name].variant == variant]

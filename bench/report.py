@@ -229,6 +229,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         for name, case in results["cases"].items()
         for setting, figures in case["figures"].items()
     ]
+    if not panels:
+        return
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = pyplot.subplots(lines, columns, figsize=(6 * columns, 2.6 * lines), squeeze=False)

@@ -38,6 +38,7 @@ from native.source import (
 ROOT = NATIVE.parent
 LIB = NATIVE / "lib"
 TARGETS = ("ggml", "whisper", "whisperlib-shim", "whisper-cli", "whisper-quantize")
+SERVER = "whisper-server"
 
 COMMON = {
     "CMAKE_BUILD_TYPE": "Release",
@@ -86,11 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m native.build", description=__doc__)
     parser.add_argument("variant", choices=VARIANTS)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="compilers at once")
-    parser.add_argument("--server", action="store_true", help="build whisper-server too")
+    parser.add_argument("--server", action="store_true", help="build whisper-server too, from now on")
     options = parser.parse_args(arguments)
     try:
         with locked(BUILD / f"{options.variant}.lock", f"the {options.variant} build"):
-            build(options.variant, options.jobs, (*TARGETS, "whisper-server") if options.server else TARGETS)
+            build(options.variant, options.jobs, targets_of(options.variant, server=options.server))
     except BuildError as error:
         print(f"native build: {error}", file=sys.stderr)
         return 1
@@ -98,6 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("native build: interrupted; run it again to go on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def targets_of(name: str, *, server: bool) -> tuple[str, ...]:
+    """Return what to build; the server, once built, stays, or each build without it would link all anew."""
+    built = server or (LIB / name / SERVER).is_file()
+    return (*TARGETS, SERVER) if built else TARGETS
 
 
 def build(name: str, jobs: int, targets: Sequence[str]) -> None:

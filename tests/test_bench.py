@@ -413,6 +413,13 @@ def test_the_judge_writes_results(tmp_path: Path, own_cache: Path) -> None:
     assert (own_cache / "micro" / "ggml-micro-f16.bin").exists()
 
 
+def test_a_case_without_its_engines_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--case", "clips", "--engine", "whisperlib-encoder", "--output", str(tmp_path)]
+    assert judge.main(arguments) == 0
+    assert "clips: none of the engines" in capsys.readouterr().out
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_encoder_alone_is_timed_without_what_surrounds_it(own_cache: Path) -> None:
     setups = {"whisperlib-encoder": "float", "whisperlib-encoder-ggml": "ggml"}
     request = Request(str(clips.clip(30)), 30.0, 1)

@@ -217,3 +217,14 @@ def test_cuda_runtime_libraries_are_in_load_order(tmp_path: Path) -> None:
     needs = ["-Wl,--no-as-needed", f"-L{tmp_path}", "-lcublas", "-lcudart"]
     subprocess.run(["gcc", "-shared", "-x", "c", "/dev/null", "-o", str(library), *needs], check=True)
     assert cuda.runtime_libraries(library) == ["libcudart.so.13", "libcublasLt.so.13", "libcublas.so.13"]
+
+
+def test_the_server_is_kept_once_it_was_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "LIB", tmp_path)
+    assert build.targets_of("cpu", server=False) == build.TARGETS
+    asked = build.targets_of("cpu", server=True)
+    assert asked == (*build.TARGETS, "whisper-server")
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "whisper-server").touch()
+    assert build.targets_of("cpu", server=False) == asked
+    assert build.targets_of("cpu-portable", server=False) == build.TARGETS
