@@ -294,11 +294,11 @@ def _weights(case: str, plan: Plan) -> Outcome:
     outcome = Outcome()
     trials = [_trial(11, beams, detailed=True) for beams in (1, 5)]
     names = names_of(case, plan)
-    half = replace(plan, budget_seconds=plan.budget_seconds / 2)
+    third = replace(plan, budget_seconds=plan.budget_seconds / 3)  # the last one is for loading and error rates
     for variant in ("balanced-ggml", "balanced"):  # one after the other, for memory's sake
         group = [name for name in names if engines.CONTESTANTS[name].variant == variant]
         with _warm(group, plan, plan.threads, outcome) as running:
-            for number in Rounds(half):
+            for number in Rounds(third):
                 _round(running, trials, number, outcome)
     made = [kind for kind in engines.WEIGHT_TYPES if any(name.endswith(kind) for name in outcome.versions)]
     outcome.facts["file bytes"] = {kind: models.ggml(plan.size, kind).stat().st_size for kind in made}

@@ -104,11 +104,11 @@ def parts(name: str, case: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], li
     """Yield the headings and cells of each table of a case that has any."""
     if name == "weights":
         yield WEIGHT_HEADINGS, [*weight_rows(case)]
-    for headings, cells in ((HEADINGS, [*rows(case)]), (STAGE_HEADINGS, [*stage_rows(case)])):
-        if cells:
-            yield headings, cells
-    if name != "weights" and (cells := [*fact_rows(case)]):
-        yield FACT_HEADINGS, cells
+    yield HEADINGS, [*rows(case)]
+    if name != "weights":  # its own table has what its stages and facts say
+        for headings, cells in ((STAGE_HEADINGS, [*stage_rows(case)]), (FACT_HEADINGS, [*fact_rows(case)])):
+            if cells:
+                yield headings, cells
 
 
 def tables(name: str, case: dict[str, Any]) -> Iterator[Table]:

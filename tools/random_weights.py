@@ -57,6 +57,7 @@ SIZES = {
 LONGEST_PLAN = 220  # whisper.cpp decodes at most n_text_ctx / 2 - 4 tokens a window
 WORDS = range(1000, 20000)  # ids of common words and syllables in the vocabulary
 TYPES = ("f16", "q4_0", "q4_1", "q4_k", "q5_0", "q5_1", "q8_0")
+K_BLOCK = 256  # values of a block of the types with a k
 QUANTIZE = REPOSITORY / "native/lib/cpu/whisper-quantize"
 POSITION_WEIGHT = 100.0  # positions must outweigh what all the layers add, or the plan drowns in it
 PLANNED_LOGIT = 24.0  # exp(24) against the sum of 51865 random logits: the planned token gets p ~ 1
@@ -152,8 +153,16 @@ def write_model(path: Path, header: Header, tokens: int = 24, seed: int = 0) -> 
             write_tensor(file, name, values)
 
 
+def check_width(header: Header, kind: str) -> None:
+    """Raise ValueError where a row of the model is no whole number of the type's blocks."""
+    if kind.endswith("_k") and header.n_audio_state % K_BLOCK:
+        raise ValueError(f"{kind} needs a width of a multiple of {K_BLOCK}, and it is {header.n_audio_state}")
+
+
 def quantize(source: Path, target: Path, kind: str) -> None:
     """Make `target` from an f16 file as the package does it. Raises ValueError, also where the width does not fit."""
+    with source.open("rb") as file:
+        check_width(read_preamble(file).header, kind)
     # Imported here: it sets how OpenMP waits, which is not to reach the other engines of the comparison.
     from whisperlib.errors import WhisperlibError  # noqa: PLC0415
     from whisperlib.models import quantizer  # noqa: PLC0415
@@ -206,8 +215,10 @@ def main(arguments: list[str] | None = None) -> None:
     header = SIZES[options.size]
     if options.layers or options.width:
         header = scaled_down(header, options.layers or header.n_audio_layer, options.width or header.n_audio_state)
-    if options.type.endswith("_k") and header.n_audio_state % 256:
-        parser.error(f"{options.type} needs a width of a multiple of 256, and it is {header.n_audio_state}")
+    try:
+        check_width(header, options.type)
+    except ValueError as error:
+        parser.error(str(error))
     started = time.monotonic()
     try:
         if options.type == "f16":
