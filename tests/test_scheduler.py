@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
@@ -204,6 +205,33 @@ def test_a_cancelled_one_leaves_the_queue(engine: Engine) -> None:
     first[0].set()
     assert running.result(PATIENCE_SECONDS) == "a"
     assert engine.log == ["a0"]
+
+
+def test_work_and_its_helpers_see_the_callers_context_variables() -> None:
+    name: ContextVar[str] = ContextVar("name", default="nobody")
+    engine = Engine(slots=2)
+    helped = threading.Event()
+
+    def help_out(_turn: Turn) -> None:
+        engine.note(f"helper of {name.get()}")
+        helped.set()
+
+    def work(turn: Turn) -> str:
+        turn.add_helper(help_out)
+        assert helped.wait(PATIENCE_SECONDS)
+        helped.clear()
+        turn.dismiss_helpers()
+        return name.get()
+
+    def ask(who: str | None) -> Future[str]:
+        if who:
+            name.set(who)
+        return engine.scheduler.submit(work, Interrupt(TranscribeOptions(), engine.closing, time.monotonic()), 1.0)
+
+    for who in ("first", "second", None):
+        assert copy_context().run(ask, who).result(PATIENCE_SECONDS) == (who or "nobody")
+    assert engine.log == ["helper of first", "helper of second", "helper of nobody"]
+    engine.scheduler.close()
 
 
 class TestAdmission:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -65,6 +66,7 @@ class Turn:
     started: float | None = None  # the clock when it first held a slot
     paused_seconds: float = 0.0
     holds_slot: bool = False
+    context: Context = field(default_factory=copy_context)  # who asked: what is logged for it bears its request id
 
     def set_audio_seconds(self, seconds: float) -> None:
         """Correct the cost once it is known how much of the audio is speech."""
@@ -164,7 +166,7 @@ class Scheduler:
         audio_seconds: float,
         max_wait_seconds: float | None = None,
     ) -> Future[T]:
-        """Have `work` called in an engine thread when its turn comes.
+        """Have `work` called in an engine thread when its turn comes, with the caller's context variables.
 
         Raises OverloadedError where the predicted wait is longer than `max_wait_seconds`, or, with such a limit,
         where the request would miss its deadline only because it has to wait; ClosedError after `close`.
@@ -385,7 +387,7 @@ class Scheduler:
 
 def _call(turn: Turn) -> None:
     try:
-        result = turn.work(turn)
+        result = turn.context.run(turn.work, turn)
     except BaseException as error:
         turn.future.set_exception(error)
     else:

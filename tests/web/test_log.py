@@ -159,6 +159,18 @@ def test_every_line_of_a_request_bears_its_id_also_within_a_stream(configure: Ca
     ]
 
 
+def test_what_the_engine_says_bears_the_id_of_its_request(configure: Callable[..., Lines], client: FlaskClient) -> None:
+    lines = configure(log_level="DEBUG")
+    for name in ("first", "second"):
+        client.post("/transcribe", data=AUDIO, headers={"x-request-id": name}, buffered=True)
+    of_the_detector = [
+        line["request_id"]
+        for line in lines()
+        if line["logger"] == "whisperlib.native" and line["message"].startswith("whisper_vad_detect_speech")
+    ]
+    assert list(dict.fromkeys(of_the_detector)) == ["first", "second"]
+
+
 def test_what_a_route_records_is_in_the_line(configure: Callable[..., Lines]) -> None:
     lines, app = configure(), bare_app()
     app.add_url_rule("/thing/<name>", "thing", lambda name: g.record.update(colour="green", size=None) or name)
