@@ -231,7 +231,7 @@ class _Work:
             except Exception as error:
                 metrics.fetched(problem_of(error).code or "failed")
                 if isinstance(error, FetchTimeoutError) and remaining < longest:
-                    raise DeadlineExceeded("the deadline has passed before the audio was there") from error
+                    raise _no_audio_in_time() from error
                 raise
             finally:
                 self._fetch_seconds = time.monotonic() - self._started
@@ -242,7 +242,7 @@ class _Work:
     def _remaining_seconds(self) -> float:
         seconds = self._timeout_seconds - (time.monotonic() - self._started)
         if seconds <= 0:
-            raise DeadlineExceeded("the deadline has passed before the audio was there")
+            raise _no_audio_in_time()
         return seconds
 
     def _record(self, result: Transcription) -> None:
@@ -254,6 +254,10 @@ class _Work:
             inference_seconds=result.timings.inference,
             real_time_factor=result.real_time_factor,
         )
+
+
+def _no_audio_in_time() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline has passed before the audio was there")
 
 
 def _check_wait(adapter: WhisperLibraryAdapter, most: float) -> None:

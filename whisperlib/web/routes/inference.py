@@ -15,7 +15,7 @@ from whisperlib import formats
 from whisperlib.languages import LANGUAGES
 from whisperlib.options import Profile, TranscribeOptions, VadOptions
 from whisperlib.results import Segment, Task, Transcription
-from whisperlib.web import form, running, schemas
+from whisperlib.web import form, running, schemas, text
 from whisperlib.web.openapi import describe
 
 routes = Blueprint("inference", __name__)
@@ -121,8 +121,7 @@ def inference() -> Response:
             return jsonify(_verbose(result, timed=timed, detected=options.language is None))
         if response_format == "json":
             return jsonify(formats.to_dict(result))
-        text = formats.render(result, response_format)
-        return Response(text, content_type=f"{formats.MEDIA_TYPES[response_format]}; charset=utf-8")
+        return text.respond(result, response_format)
 
 
 def _options(*, with_words: bool) -> TranscribeOptions:

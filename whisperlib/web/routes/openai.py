@@ -13,7 +13,7 @@ from whisperlib import formats
 from whisperlib.adapter import WhisperLibraryAdapter
 from whisperlib.options import MAX_PROMPT_CHARACTERS, Profile, TranscribeOptions, VadOptions
 from whisperlib.results import Segment, Task
-from whisperlib.web import form, running, schemas, stream
+from whisperlib.web import form, running, schemas, stream, text
 from whisperlib.web.errors import ApiError
 from whisperlib.web.openapi import describe
 from whisperlib.web.running import Event, Outcome
@@ -255,8 +255,7 @@ def _vad() -> VadOptions | None:
 def _answer(outcome: Outcome, response_format: str, granularities: tuple[str, ...]) -> Response:
     result = outcome.result
     if response_format not in {"json", "verbose_json"}:
-        text = formats.render(result, response_format)
-        return Response(text, content_type=f"{formats.MEDIA_TYPES[response_format]}; charset=utf-8")
+        return text.respond(result, response_format)
     told = formats.to_dict(result, response_format == "verbose_json", granularities)
     return jsonify({**told, "usage": _usage(outcome)})
 

@@ -6,7 +6,7 @@ from flask import Blueprint, Response, jsonify
 
 from whisperlib import formats
 from whisperlib.results import Segment
-from whisperlib.web import intake, running, schemas, stream
+from whisperlib.web import intake, running, schemas, stream, text
 from whisperlib.web.errors import ApiError
 from whisperlib.web.intake import Asked
 from whisperlib.web.openapi import describe
@@ -63,8 +63,7 @@ def _check(asked: Asked, served_model: str) -> None:
 def _answer(outcome: Outcome, asked: Asked) -> Response:
     if asked.response_format in JSON_FORMATS:
         return jsonify(_json(outcome, asked))
-    text = formats.render(outcome.result, asked.response_format)
-    return Response(text, content_type=f"{formats.MEDIA_TYPES[asked.response_format]}; charset=utf-8")
+    return text.respond(outcome.result, asked.response_format)
 
 
 def _line(event: Event, asked: Asked) -> str:
