@@ -7,6 +7,7 @@ says so, and tells us when upstream mends it), and on the adapter.
 from __future__ import annotations
 
 import dataclasses
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -383,3 +384,44 @@ def _frozen(result: Transcription) -> tuple[Any, ...]:
 def test_errors_are_ours(adapter: WhisperLibraryAdapter, sample: Callable[[str], Samples]) -> None:
     with pytest.raises(WhisperlibError):
         adapter.transcribe(sample("seen_020"), beam_size=9)
+
+
+# Real memory that really ends: whisper.cpp copies the samples, and the limit leaves no room for that.
+THROWN_EXCEPTION = """
+import resource
+import numpy as np
+from whisperlib import assets, audio, binding, variants
+from whisperlib.errors import OutOfMemoryError
+english = binding.FullArguments(n_threads=1, language="en")
+clip = audio.load(assets.SAMPLES / "seen_020.flac")
+hour = np.zeros(3600 * 16_000, np.float32)
+UNGUARDED
+with binding.Context(binding.load(variants.choose("cpu").directory), assets.MICRO_MODEL) as context:
+    with context.new_state() as state:
+        in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        unlimited = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + 50_000_000, unlimited[1]))
+        try:
+            state.full(english, hour)
+        except OutOfMemoryError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+    with context.new_state() as state:
+        state.full(english, clip)
+        print(b"".join(segment.text for segment in state.segments()).decode().strip())
+"""
+
+
+def test_an_exception_of_the_library_costs_one_request(run_python: RunPython) -> None:
+    child = run_python(THROWN_EXCEPTION.replace("UNGUARDED", ""))
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.splitlines() == [
+        "whisper_full failed with -100: memory ended (whisper_full: std::bad_alloc)",
+        assets.sample_text("seen_020.flac"),
+    ]
+
+
+def test_an_exception_of_the_library_ends_the_naive_process(run_python: RunPython) -> None:
+    child = run_python(THROWN_EXCEPTION.replace("UNGUARDED", "binding.library.prototypes.guard = lambda *_: None"))
+    assert child.returncode == -signal.SIGABRT
+    assert "std::bad_alloc" in child.stderr

@@ -139,9 +139,9 @@ static const whisperlib_layout_row rows[] = {
     FIELD(whisper_timings, prompt_ms)
 };
 
-// Changes when a signature in this file changes.
+// Changes when a signature of the shim changes.
 EXPORT uint32_t whisperlib_shim_abi(void) {
-    return 1;
+    return 2;
 }
 
 // The version of the headers above; whisper_version() is that of the library loaded.

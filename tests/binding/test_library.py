@@ -171,7 +171,7 @@ def test_a_shim_of_another_version_is_refused(
         copied / library.SHIM_NAME,
         """
         #include <stddef.h>
-        unsigned whisperlib_shim_abi(void) { return 1; }
+        unsigned whisperlib_shim_abi(void) { return 2; }
         const char * whisperlib_shim_whisper_version(void) { return "1.7.9"; }
         const void * whisperlib_layout(size_t * count) { *count = 0; return 0; }
         void whisperlib_log_discard(void) {}
@@ -283,6 +283,7 @@ def test_every_function_that_the_binding_calls_is_declared() -> None:
         *prototypes.SHIM,
         "whisper_log_set",  # declared in log.attach
         "whisperlib_log_discard",
+        "whisperlib_guard_log_set",
     }
     directory = Path(library.__file__).parent
     called = {

@@ -109,7 +109,7 @@ def test_the_temperature_getter_is_exported() -> None:
 def test_shim_and_library_are_of_one_version(shim: ctypes.CDLL) -> None:
     library = ctypes.CDLL(str(CPU / "libwhisper.so"))
     library.whisper_version.restype = ctypes.c_char_p
-    assert shim.whisperlib_shim_abi() == 1
+    assert shim.whisperlib_shim_abi() == 2
     assert shim.whisperlib_shim_whisper_version() == library.whisper_version() == info()["whisper_version"].encode()
     shim.whisperlib_log_discard(2, b"text", None)
 

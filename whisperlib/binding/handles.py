@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from whisperlib.binding import log
+from whisperlib.binding import log, status
 from whisperlib.binding.external import (
     CrossAttention,
     Encoder,
@@ -336,8 +336,8 @@ class State(Handle):
         """Transcribe `samples` (float32, shape (n,), 16 kHz, finite, 1 s at least); read `segments` afterwards.
 
         Raises OptionError for arguments that whisper_full cannot take, EngineError with its `code` where it
-        fails, OutOfMemoryError for -7 (the library has then freed the state: this handle is closed), and
-        whatever a callback raised.
+        fails, OutOfMemoryError where memory ends (after -7 the library has freed the state: this handle is closed),
+        and whatever a callback raised.
         """
         c_lib = self.library.c
         if arguments.language is not None and arguments.language not in self.context.languages():
@@ -354,8 +354,9 @@ class State(Handle):
             self._running = True
             try:
                 c_lib.whisper_full_with_state(context, state, params, pointer_to_samples, len(samples))
-            except OutOfMemoryError:
-                self._disown()  # whisper_full has freed the state
+            except OutOfMemoryError as error:
+                if error.code == status.OUT_OF_MEMORY:
+                    self._disown()  # whisper_full has freed the state
                 raise
             except EngineError as error:
                 raise kept.error or self._encoder_error() or error from None

@@ -21,7 +21,7 @@ from whisperlib.errors import AbiMismatchError, ForkedProcessError, LibraryLoadE
 logger = logging.getLogger(__name__)
 
 SHIM_NAME = "libwhisperlib-shim.so"
-SHIM_ABI = 1
+SHIM_ABI = 2
 OLDEST_VERSION = (1, 8, 1)  # carry_initial_prompt was inserted then: older structs are laid out otherwise
 NEWEST_VERSION = (1, 9, 3)
 _BEAM_SEARCH = 1
@@ -50,11 +50,9 @@ class Library:
         paths = _files(directory)
         for name in self.build.get("runtime_libraries", []):
             _open_runtime(directory, name)
+        shim_path = paths.pop(SHIM_NAME, None)
         opened = {name: _open(path) for name, path in paths.items()}
         whisper, ggml, base = (opened[f"lib{name}.so"] for name in ("whisper", "ggml", "ggml-base"))
-        shim = opened.get(SHIM_NAME)
-        if shim:
-            prototypes.declare(shim, prototypes.SHIM)
         prototypes.declare(whisper, {"whisper_version": prototypes.WHISPER["whisper_version"]})
         self.version = whisper.whisper_version().decode()
         prototypes.declare(whisper, prototypes.WHISPER)
@@ -62,8 +60,11 @@ class Library:
         prototypes.declare(ggml, prototypes.GGML)
         prototypes.declare(base, prototypes.GGML_BASE)
         check_version(self.version, str(self.directory))
+        shim = _open(shim_path) if shim_path else None  # it needs a libwhisper that has all of these
         if shim:
+            prototypes.declare(shim, prototypes.SHIM)
             check_layout(shim, self.version)
+            prototypes.guard(whisper, shim)
         else:
             check_sentinels(whisper, self.version)
         self.has_shim = shim is not None

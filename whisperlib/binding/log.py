@@ -70,6 +70,12 @@ def attach(whisper: ctypes.CDLL, shim: ctypes.CDLL | None) -> None:
     whisper.whisper_log_set.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     whisper.whisper_log_set.restype = None
     whisper.whisper_log_set(ctypes.cast(_receive_from_c, ctypes.c_void_p), None)
+    if shim:
+        # void whisperlib_guard_log_set(ggml_log_callback callback);
+        shim.whisperlib_guard_log_set.argtypes = [ctypes.c_void_p]
+        shim.whisperlib_guard_log_set.restype = None
+        shim.whisperlib_guard_log_set(ctypes.cast(_receive_from_c, ctypes.c_void_p))
+        atexit.register(shim.whisperlib_guard_log_set, None)
     # Native destructors may still log when Python can no longer be called.
     silent = ctypes.cast(shim.whisperlib_log_discard, ctypes.c_void_p) if shim else None
     atexit.register(whisper.whisper_log_set, silent, None)

@@ -103,6 +103,7 @@ ERRCHECK = {
     "whisper_get_cross_kv_from_state": status.truth("this state's keys and values cannot be read"),
     "whisper_full_with_state": status.status("whisper_full"),
     "whisper_pcm_to_mel_with_state": status.status("whisper_pcm_to_mel", {-1: status.MEANINGS[-2]}),
+    "whisper_token_count": status.status("whisper_token_count", {}),
     "whisper_encode_with_state": status.status("whisper_encode", {-1: status.MEANINGS[-6]}),
     "whisper_lang_auto_detect_with_state": status.status(
         "whisper_lang_auto_detect",
@@ -160,6 +161,28 @@ SHIM: Functions = {
     "whisperlib_layout": (c.POINTER(LayoutRow), [c.POINTER(_Z)]),
 }
 
+# Those that may throw: the shim has each of them under `guarded_` and its name, with the same prototype.
+GUARDED = (
+    "whisper_init_from_file_with_params_no_state",
+    "whisper_init_state",
+    "whisper_init_state_with_encoder",
+    "whisper_full_with_state",
+    "whisper_pcm_to_mel_with_state",
+    "whisper_encode_with_state",
+    "whisper_lang_auto_detect_with_state",
+    "whisper_token_count",
+    "whisper_vad_init_from_file_with_params",
+    "whisper_vad_detect_speech",
+)
+
+
+def guard(whisper: c.CDLL, shim: c.CDLL) -> None:
+    """Have calls of the functions that may throw go through the shim, which catches what they throw."""
+    functions = WHISPER | WHISPER_OPTIONAL
+    declare(shim, {f"guarded_{name}": functions[name] for name in GUARDED})
+    for name in GUARDED:
+        setattr(whisper, name, getattr(shim, f"guarded_{name}"))
+
 
 def declare(library: c.CDLL, functions: Functions, *, optional: bool = False) -> None:
     """Give each function its types. Raises AbiMismatchError where a required one is not exported."""
@@ -175,5 +198,5 @@ def declare(library: c.CDLL, functions: Functions, *, optional: bool = False) ->
             ) from None
         function.restype = restype
         function.argtypes = argtypes
-        if name in ERRCHECK:
-            function.errcheck = ERRCHECK[name]
+        if check := ERRCHECK.get(name.removeprefix("guarded_")):
+            function.errcheck = check

@@ -20,17 +20,22 @@ MEANINGS = {
     -9: "the decoder failed or was stopped",
 }
 
+# What the shim returns for an exception that it caught.
+THROWN_OUT_OF_MEMORY = -100
+THROWN = {THROWN_OUT_OF_MEMORY: "memory ended", -101: "it threw an exception"}
+
 ErrCheck = Callable[[Any, Any, tuple[Any, ...]], Any]
 
 
 def status(function: str, meanings: dict[int, str] | None = None) -> ErrCheck:
-    """Raise EngineError (OutOfMemoryError for -7 where `meanings` is whisper_full's) for a negative status."""
-    table = MEANINGS if meanings is None else meanings
+    """Raise EngineError for a negative status; OutOfMemoryError for -100, and for -7 with whisper_full's `meanings`."""
+    table = (MEANINGS if meanings is None else meanings) | THROWN
+    out_of_memory = {THROWN_OUT_OF_MEMORY, OUT_OF_MEMORY} if meanings is None else {THROWN_OUT_OF_MEMORY}
 
     def check(result: int, _function: Any, _arguments: tuple[Any, ...]) -> int:
         if result >= 0:
             return result
-        error = OutOfMemoryError if result == OUT_OF_MEMORY and table is MEANINGS else EngineError
+        error = OutOfMemoryError if result in out_of_memory else EngineError
         raise error(f"{function} failed with {result}: {table.get(result, 'unknown failure')}{_reason()}", result)
 
     return check
