@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from whisperlib import assets, audio, binding, encoder, models, system, tuning, variants
 from whisperlib.audio import Source as AudioSource
-from whisperlib.binding import Context, FullArguments, VadContext
+from whisperlib.binding import Context, FullArguments, Library, VadContext
 from whisperlib.errors import (
     AudioError,
     ClosedError,
@@ -30,11 +31,11 @@ from whisperlib.errors import (
 )
 from whisperlib.interrupt import Interrupt
 from whisperlib.job import Job, TranscriptionStream
-from whisperlib.options import TranscribeOptions, resolve_options
+from whisperlib.options import SECONDS_PER_AUDIO_CTX, TranscribeOptions, resolve_options
 from whisperlib.pcm import SAMPLE_RATE, Samples
 from whisperlib.request import Request
 from whisperlib.results import LanguageGuess, Segment, Transcription
-from whisperlib.scheduler import WINDOW_SECONDS, Scheduler, Turn, Workload
+from whisperlib.scheduler import Scheduler, Turn, Workload
 from whisperlib.settings import Settings, get_settings
 from whisperlib.spare import SpareState
 
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 MAX_THREADS = 512
 TUNING_SAMPLE = "seen_020.flac"
 TUNING_AUDIO_CTX = 256  # its 2 s fit: a sixth of an encode tells as much of the threads as a whole one
+WARM_UP_AUDIO_CTX = 128  # more would make the first request no faster
 
 _T = TypeVar("_T")
 _instance_numbers = itertools.count(1)
@@ -126,12 +128,17 @@ class WhisperLibraryAdapter:
         )
         _check_sharing(threads, concurrency)
         library = binding.load(choice.directory)
-        self._context = Context(
-            library, model_file.path, use_gpu=choice.device == "cuda", flash_attention=flash_attention
-        )
-        plan = self._share_cores(threads, concurrency, choice)
-        self._threads, self._concurrency = plan.threads, plan.concurrency
-        encoder_choice = self._choose_encoder(choice.device)
+        # The other encoder is compiled while ggml reads its file: each keeps one core busy.
+        with ThreadPoolExecutor(1, thread_name_prefix="whisper-load") as beside:
+            loading = beside.submit(
+                Context, library, model_file.path, use_gpu=choice.device == "cuda", flash_attention=flash_attention
+            )
+            plan = self._share_cores(threads, concurrency, choice, library, loading.result)
+            self._threads, self._concurrency = plan.threads, plan.concurrency
+            encoder_choice, engine = self._choose_encoder(choice.device, library)
+        self._context = loading.result()
+        if engine:
+            self._context.use_encoder(engine)
         self._spare = SpareState(self._context)
         self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -322,8 +329,18 @@ class WhisperLibraryAdapter:
         finally:
             self._vads.put(vad)
 
-    def _share_cores(self, threads: int | None, concurrency: int | None, choice: variants.Choice) -> tuning.Plan:
-        """Choose threads and states: as asked for, else by a measurement with this model, else by the cores."""
+    def _share_cores(
+        self,
+        threads: int | None,
+        concurrency: int | None,
+        choice: variants.Choice,
+        library: Library,
+        context: Callable[[], Context],
+    ) -> tuning.Plan:
+        """Choose threads and states: as asked for, else by a measurement with this model, else by the cores.
+
+        `context` waits for the model.
+        """
         cores = system.cpu_allowance().cores
         if threads or concurrency or cores == 1 or choice.device != "cpu" or not self.settings.measure_threads:
             return tuning.by_cores(cores, threads, concurrency)
@@ -338,33 +355,31 @@ class WhisperLibraryAdapter:
                 temperature_inc=0.0,
                 audio_ctx=TUNING_AUDIO_CTX,
             )
-            with self._context.new_state() as state:
+            with context().new_state() as state:
                 started = time.monotonic()
                 state.full(arguments, samples)
                 return time.monotonic() - started
 
-        library = self._context.library
         build = str(library.build.get("key", library.directory))
         facts = (system.machine_id(), build, self._model.name, self._model.quantization, str(self._model.size))
         return tuning.by_measurement(cores, facts, measure)
 
-    def _choose_encoder(self, device: str) -> encoder.Choice:
+    def _choose_encoder(self, device: str, library: Library) -> tuple[encoder.Choice, binding.Encoder | None]:
         choice = encoder.choose(
             self._model.path,
             wanted=self.settings.encoder,
             precision=self.settings.encoder_precision,
             device=device,
-            takes_encoder=self._context.library.takes_encoder,
+            takes_encoder=library.takes_encoder,
         )
-        if choice.accelerated:
-            try:
-                engine = encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
-            except ModelFileError as error:
-                if self.settings.encoder == "openvino":
-                    raise
-                return encoder.Choice("ggml", str(error))
-            self._context.use_encoder(engine)
-        return choice
+        if not choice.accelerated:
+            return choice, None
+        try:
+            return choice, encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
+        except ModelFileError as error:
+            if self.settings.encoder == "openvino":
+                raise
+            return encoder.Choice("ggml", str(error)), None
 
     def _tidy_up(self) -> None:
         """Leave an idle engine as the next request wants it; called in an engine thread, behind the last result.
@@ -375,22 +390,39 @@ class WhisperLibraryAdapter:
         binding.release_unused()
 
     def _warm_up(self) -> float:
-        """Run detector, encoder and decoder once on a second of silence; return the seconds it took."""
+        """Run detector, encoder and decoder on a second of silence, twice; return the seconds it took.
+
+        The encoder runs over a part of a window: that touches all weights, and the first request pays for no more.
+        """
         started = time.monotonic()
         silence = np.zeros(SAMPLE_RATE, np.float32)
+        audio_ctx = min(WARM_UP_AUDIO_CTX, self._context.n_audio_ctx)
+        arguments = FullArguments(
+            n_threads=self._threads,
+            language="en",
+            beam_size=1,
+            best_of=1,
+            temperature_inc=0.0,
+            audio_ctx=audio_ctx,
+            no_timestamps=True,
+            max_tokens=1,
+        )
 
-        def run(_turn: Turn) -> None:
+        def run() -> float:
+            began = time.monotonic()
             with self._vad(TranscribeOptions()) as vad, self._context.new_state() as state:
                 if vad:
                     vad.speech_probabilities(silence)
-                state.detect_language(silence, self._threads)
+                state.full(arguments, silence)
+            return time.monotonic() - began
 
         interrupt = Interrupt(TranscribeOptions(), self._closing, started)
-        self._scheduler.submit(run, interrupt, audio_seconds=0.0).result()
-        seconds = time.monotonic() - started
-        # That was one encode; the text takes about as long again.
-        self._scheduler.set_real_time_factor(2 * seconds, WINDOW_SECONDS)
-        return seconds
+        # What is done once only is in the first run, and would tell nothing of requests.
+        work = self._scheduler.submit(lambda _turn: (run(), run()), interrupt, audio_seconds=0.0)
+        seconds = work.result()[-1]
+        # That was little more than the encoder; the text takes about as long again.
+        self._scheduler.set_real_time_factor(2 * seconds, audio_ctx * SECONDS_PER_AUDIO_CTX)
+        return time.monotonic() - started
 
 
 def _raise(reason: InterruptedTranscription) -> NoReturn:

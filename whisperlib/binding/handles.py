@@ -169,6 +169,8 @@ class FullArguments:
     token_timestamps: bool = False
     audio_ctx: int = 0
 
+    no_timestamps: bool = False
+    max_tokens: int = 0  # of a segment; 0: as many as there are
     def __post_init__(self) -> None:
         if not 1 <= self.n_threads <= 512:
             raise OptionError(f"n_threads = {self.n_threads}: give 1 to 512")
@@ -180,8 +182,8 @@ class FullArguments:
             raise OptionError(f"temperature = {self.temperature}: give 0 to 1")
         if self.temperature_inc != 0.0 and not 0.05 <= self.temperature_inc <= 1.0:
             raise OptionError(f"temperature_inc = {self.temperature_inc}: give 0, or 0.05 to 1")
-        if self.n_max_text_ctx < 0 or self.audio_ctx < 0:
-            raise OptionError("n_max_text_ctx and audio_ctx cannot be negative")
+        if self.n_max_text_ctx < 0 or self.audio_ctx < 0 or self.max_tokens < 0:
+            raise OptionError("n_max_text_ctx, audio_ctx and max_tokens cannot be negative")
 
     def to_struct(self, library: Library) -> FullParams:
         """Fill the library's own defaults with these values."""
@@ -197,6 +199,8 @@ class FullArguments:
         params.token_timestamps = self.token_timestamps
         params.audio_ctx = self.audio_ctx
         params.initial_prompt = self.initial_prompt.encode() if self.initial_prompt else None
+        params.no_timestamps = self.no_timestamps
+        params.max_tokens = self.max_tokens
         params.carry_initial_prompt = self.carry_initial_prompt
         params.temperature = self.temperature
         params.temperature_inc = self.temperature_inc

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from whisperlib.errors import DownloadError
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are there and the bytes in all."""
 
 
 @contextmanager

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from whisperlib.errors import LibraryNotFoundError, ModelError, ModelFileError, ModelNotFoundError, OptionError
 from whisperlib.models.catalogue import CATALOGUE, Artifact, Catalogue, Model
-from whisperlib.models.disk import disk_errors, exclusive, sha256_of
+from whisperlib.models.disk import Progress, disk_errors, exclusive, sha256_of
 from whisperlib.models.header import Header, check_header
 from whisperlib.models.quantizer import PROGRAM, find_quantizer, quantize
-from whisperlib.models.transfer import Progress, transfer
 from whisperlib.settings import QUANTIZATIONS, Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -195,6 +194,9 @@ class _Supplier:
         return _open(target, self._model.name)
 
     def _download(self, artifact: Artifact, target: Path) -> None:
+        # Its HTTP client takes long to import, and most processes find their model.
+        from whisperlib.models.transfer import transfer  # noqa: PLC0415
+
         transfer(
             f"{self._settings.artifact_url}/{artifact.file_name}",
             target,

@@ -19,7 +19,7 @@ import requests
 import tenacity
 
 from whisperlib.errors import DownloadError, ModelFileError
-from whisperlib.models.disk import check_space, disk_errors, exclusive, sha256_of
+from whisperlib.models.disk import Progress, check_space, disk_errors, exclusive, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +34,6 @@ REMEDIES = {
 LONGEST_WAIT_SECONDS = 120.0
 _BACK_OFF = tenacity.wait_exponential_jitter(initial=1, max=30)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)")
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and the bytes in all."""
 
 
 def transfer(
