@@ -221,6 +221,7 @@ class TestOptions:
             logprob_threshold=-0.5,
             entropy_threshold=2.0,
             no_speech_threshold=0.5,
+            suppress_non_speech=True,
             initial_prompt="Guten Tag",
             carry_initial_prompt=True,
             condition_on_previous_text=False,

@@ -40,7 +40,14 @@ VAD_NUMBERS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
 TABLE = [(TranscribeOptions, *row) for row in NUMBERS] + [(VadOptions, *row) for row in VAD_NUMBERS]
 HUGE = pytest.param(10**400, id="more than a double holds")
 WORSE = pytest.param(10**5000, id="more than Python prints")
-BOOLEANS = ["carry_initial_prompt", "condition_on_previous_text", "word_timestamps", "vad", "fit_audio_ctx"]
+BOOLEANS = [
+    "suppress_non_speech",
+    "carry_initial_prompt",
+    "condition_on_previous_text",
+    "word_timestamps",
+    "vad",
+    "fit_audio_ctx",
+]
 OTHERS = [
     "profile",
     "language",

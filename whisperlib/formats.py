@@ -107,6 +107,22 @@ def word_to_dict(word: Word) -> dict[str, Any]:
     }
 
 
+def logprobs_to_list(segment: Segment) -> list[dict[str, Any]]:
+    """Return the tokens of a segment as OpenAI's `logprobs`: `token`, `logprob`, and `bytes`, numbers from 0 to 255.
+
+    Of a token that is a part of a character, `token` has U+FFFD; the bytes of all tokens, joined, are the text with the
+    space that the model begins it with.
+    """
+    return [
+        {
+            "token": token.data.decode("utf-8", "replace"),
+            "logprob": _rounded(token.logprob, 4),
+            "bytes": list(token.data),
+        }
+        for token in segment.logprobs
+    ]
+
+
 def _rounded(value: float, digits: int) -> float | None:
     return round(value, digits) if math.isfinite(value) else None  # JSON has no NaN
 

@@ -148,6 +148,9 @@ class TranscribeOptions(_Frozen):
     no_speech_threshold: float = Field(
         0.6, ge=0.0, le=1.0, description="A window above it with a low log probability is taken as silence."
     )
+    suppress_non_speech: bool = Field(
+        False, description="Never choose tokens that are no speech, such as brackets, musical notes and dashes."
+    )
     initial_prompt: str | None = Field(
         None, max_length=MAX_PROMPT_CHARACTERS, description="Text that the model takes as said before."
     )

@@ -258,6 +258,7 @@ class Request:
             entropy_thold=options.entropy_threshold,
             logprob_thold=options.logprob_threshold,
             no_speech_thold=options.no_speech_threshold,
+            suppress_nst=options.suppress_non_speech,
             n_max_text_ctx=n_max_text_ctx,
             initial_prompt=options.initial_prompt,
             carry_initial_prompt=carry,

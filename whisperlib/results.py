@@ -24,14 +24,22 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of the text as its bytes, which may be a part of a character, and its natural log probability (≤ 0)."""
+
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of speech that the model closed with timestamps.
 
     `id` counts from 0. `start` and `end` are seconds. `text` keeps the model's leading space off.
     `tokens` are the vocabulary ids of the text. `avg_logprob` is the mean natural log probability of the
-    tokens (≤ 0), `probability` the mean probability (0 to 1), `no_speech_prob` the probability that the
-    window held no speech (0 to 1), `temperature` the one that the segment was decoded at (None where the
-    native library does not tell), `compression_ratio` the length of the UTF-8 text over that of its zlib
+    tokens (≤ 0), `logprobs` has that of each, `probability` the mean probability (0 to 1), `no_speech_prob` the
+    probability that the window held no speech (0 to 1), `temperature` the one that the segment was decoded at (None
+    where the native library does not tell), `compression_ratio` the length of the UTF-8 text over that of its zlib
     form, as OpenAI's `whisper/utils.py` defines it. `words` is empty unless word timestamps were asked for. `separator`
     is what stands between the text before and this one: nothing in languages that are written without spaces.
     """
@@ -48,6 +56,7 @@ class Segment:
     compression_ratio: float = 0.0
     words: tuple[Word, ...] = ()
     separator: str = " "
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
 
 
 def join(segments: Iterable[Segment]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from whisperlib.binding import RawSegment, RawToken
-from whisperlib.results import Segment, Word
+from whisperlib.results import Segment, TokenLogprob, Word
 
 # Written without spaces: every character is a word (OpenAI's whisper/tokenizer.py, split_to_word_tokens).
 UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
@@ -34,6 +34,7 @@ def to_segment(raw: RawSegment, *, index: int, language: str, span: Span, with_w
         compression_ratio=compression_ratio(text),
         words=words,
         separator="" if language in UNSPACED_LANGUAGES else " ",
+        logprobs=tuple(TokenLogprob(token.text, token.logprob) for token in raw.tokens),
     )
 
 

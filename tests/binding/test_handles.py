@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import threading
@@ -52,6 +53,20 @@ def test_transcribes(context: Context, clip: Samples) -> None:
     assert segments[0].temperature == 0.0
     assert b"".join(token.text for token in segments[0].tokens) == segments[0].text
     assert all(0.0 <= token.probability <= 1.0 for token in segments[0].tokens)
+
+
+def test_a_run_can_be_cut_to_one_token(context: Context, clip: Samples) -> None:
+    short = dataclasses.replace(ENGLISH, beam_size=1, temperature_inc=0.0, no_timestamps=True, max_tokens=1)
+    windows = []
+    with context.new_state() as state:
+        state.full(short, clip, Callbacks(window=lambda: windows.append(1)))
+        assert len(windows) == 1
+        assert sum(len(segment.tokens) for segment in state.segments()) <= 2
+
+
+def test_what_is_no_speech_can_be_suppressed(library: Library) -> None:
+    assert not ENGLISH.to_struct(library).suppress_nst
+    assert dataclasses.replace(ENGLISH, suppress_nst=True).to_struct(library).suppress_nst
 
 
 def test_the_model_says_what_it_is(context: Context) -> None:

@@ -145,6 +145,9 @@ def test_without_fields_our_defaults_hold(options_of: Asked) -> None:
         ("entropy_thold", "2.8", "entropy_threshold", 2.8),
         ("logprob_thold", "-0.5", "logprob_threshold", -0.5),
         ("no_speech_thold", "0.3", "no_speech_threshold", 0.3),
+        ("suppress_non_speech", "true", "suppress_non_speech", True),
+        ("suppress_nst", "true", "suppress_non_speech", True),
+        ("suppress_nst", "false", "suppress_non_speech", False),
         ("offset_t", "1500", "offset_seconds", 1.5),
         ("duration", "2000", "duration_seconds", 2.0),
         ("duration", "0", "duration_seconds", None),
@@ -212,7 +215,9 @@ def test_what_is_turned_off_or_means_nothing_changes_nothing(client: FlaskClient
 
 def test_every_field_of_whisper_server_is_thought_of() -> None:
     documented = set(inference.InferenceForm.model_fields)
-    assert set(THEIR_FIELDS.split()) <= documented | set(inference.REFUSED) | set(inference.WITHOUT_EFFECT)
+    assert set(THEIR_FIELDS.split()) <= documented | {"suppress_nst"} | set(inference.REFUSED) | set(
+        inference.WITHOUT_EFFECT
+    )
     assert {*inference.FIELDS, *inference.VAD_FIELDS} <= documented
 
 

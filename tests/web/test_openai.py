@@ -136,7 +136,7 @@ def test_granularities_choose_what_is_filled(
         ({"temperature": "nan"}, (400, "temperature")),
         ({"temperature": "warm"}, (400, "temperature")),
         ({"prompt": "a\0b"}, (400, "prompt")),
-        ({"include[]": "logprobs"}, (400, "include")),
+        ({"include[]": "logprobs", "response_format": "verbose_json"}, (400, "include")),
         ({"chunking_strategy": "none"}, (400, "chunking_strategy")),
         ({"chunking_strategy": '{"type":'}, (400, "chunking_strategy")),
         ({"chunking_strategy[type]": "server_vad", "chunking_strategy[threshold]": "x"}, (400, "chunking_strategy")),

@@ -71,6 +71,11 @@ def read(name: str = NAME) -> tuple[str, bytes]:
     return f"{name}.flac", (assets.SAMPLES / f"{name}.flac").read_bytes()
 
 
+def said(logprobs: Any) -> str:
+    """Return the text that the bytes of tokens make."""
+    return bytes(int(byte) for one in logprobs for byte in one.bytes).decode().strip()
+
+
 def is_idle(server: RunningServer) -> bool:
     """Whether no request is inside, and none holds a slot."""
     lines = server.get("/metrics").text.splitlines()
@@ -169,6 +174,42 @@ def test_a_stream_adds_up_to_the_whole_text(client: OpenAI, references: dict[str
     assert all(segment.start < segment.end and segment.speaker == "" for segment in segments)
 
 
+def test_log_probabilities_come_for_every_token_if_asked_for(client: OpenAI) -> None:
+    ask = client.audio.transcriptions.create
+    assert ask(file=read(), model="whisper-1").logprobs is None
+    verbose = ask(file=read(), model="whisper-1", response_format="verbose_json")
+    answer = ask(file=read(), model="whisper-1", include=["logprobs"])
+    assert isinstance(verbose, TranscriptionVerbose)
+    assert verbose.segments
+    assert answer.logprobs
+    assert said(answer.logprobs) == TEXT
+    assert "".join(one.token or "" for one in answer.logprobs).strip() == TEXT
+    values = [one.logprob for one in answer.logprobs]
+    assert all(value is not None and value <= 0 for value in values)
+    assert np.mean(np.array(values, float)) == pytest.approx(verbose.segments[0].avg_logprob, abs=1e-3)
+
+
+def test_log_probabilities_come_with_every_delta_too(client: OpenAI) -> None:
+    events = list(
+        client.audio.transcriptions.create(
+            file=read("long_slt75"), model="whisper-1", stream=True, include=["logprobs"]
+        )
+    )
+    deltas = [event for event in events if event.type == "transcript.text.delta"]
+    assert all(said(event.logprobs) == event.delta.strip() for event in deltas)
+    done = events[-1]
+    assert isinstance(done, TranscriptionTextDoneEvent)
+    assert said(done.logprobs) == done.text
+
+
+def test_the_bytes_of_tokens_make_characters_beyond_ascii(client: OpenAI) -> None:
+    answer = client.audio.transcriptions.create(
+        file=read("german_001"), model="whisper-1", language="de", include=["logprobs"]
+    )
+    assert said(answer.logprobs) == answer.text
+    assert "ü" in answer.text
+
+
 def test_the_async_client_gets_the_same(server: RunningServer, references: dict[str, dict[str, Any]]) -> None:
     async def ask() -> tuple[str, str, str]:
         http_client = openai.DefaultAsyncHttpxClient(trust_env=False)
@@ -219,7 +260,7 @@ def test_many_at_once_get_each_their_own(server: RunningServer, references: dict
         (openai.BadRequestError, "invalid_option", "language", {"language": "xx"}),
         (openai.BadRequestError, "invalid_option", "timestamp_granularities", {"timestamp_granularities": ["word"]}),
         (openai.BadRequestError, "invalid_option", "response_format", {"response_format": "diarized_json"}),
-        (openai.BadRequestError, "invalid_option", "include", {"include": ["logprobs"]}),
+        (openai.BadRequestError, "invalid_option", "include", {"include": ["logprobs"], "response_format": "text"}),
         (openai.BadRequestError, "invalid_audio", None, {"file": ("a.mp3", b"not audio")}),
         (openai.BadRequestError, "invalid_audio", None, {"file": ("a.mp3", b"not audio"), "stream": True}),
         (openai.NotFoundError, "model_not_found", "model", {"model": "gpt-4o-transcribe"}),

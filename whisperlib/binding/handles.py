@@ -163,14 +163,15 @@ class FullArguments:
     entropy_thold: float = 2.4
     logprob_thold: float = -1.0
     no_speech_thold: float = 0.6
+    suppress_nst: bool = False
     n_max_text_ctx: int = 16384
     initial_prompt: str | None = None
     carry_initial_prompt: bool = False
     token_timestamps: bool = False
     audio_ctx: int = 0
-
     no_timestamps: bool = False
     max_tokens: int = 0  # of a segment; 0: as many as there are
+
     def __post_init__(self) -> None:
         if not 1 <= self.n_threads <= 512:
             raise OptionError(f"n_threads = {self.n_threads}: give 1 to 512")
@@ -198,15 +199,16 @@ class FullArguments:
         params.print_timestamps = False
         params.token_timestamps = self.token_timestamps
         params.audio_ctx = self.audio_ctx
-        params.initial_prompt = self.initial_prompt.encode() if self.initial_prompt else None
         params.no_timestamps = self.no_timestamps
         params.max_tokens = self.max_tokens
+        params.initial_prompt = self.initial_prompt.encode() if self.initial_prompt else None
         params.carry_initial_prompt = self.carry_initial_prompt
         params.temperature = self.temperature
         params.temperature_inc = self.temperature_inc
         params.entropy_thold = self.entropy_thold
         params.logprob_thold = self.logprob_thold
         params.no_speech_thold = self.no_speech_thold
+        params.suppress_nst = self.suppress_nst
         params.greedy.best_of = self.best_of
         params.beam_search.beam_size = self.beam_size
         params.vad = False  # whisper_full_with_state ignores it

@@ -28,8 +28,6 @@ REFUSED = {
     "diarize": "speakers are not told apart here",
     "tinydiarize": "speakers are not told apart here",
     "detect_language": "leave language out, and verbose_json tells the one that was detected",
-    "suppress_nst": "tokens that are not speech cannot be suppressed here",
-    "suppress_non_speech": "tokens that are not speech cannot be suppressed here",
 }
 # Words are never split here, no request knows of one before, and the rest is about what is not done here.
 WITHOUT_EFFECT = (
@@ -59,6 +57,7 @@ class InferenceForm(BaseModel):
     entropy_thold: float = Field(2.4, description="A lower token entropy triggers a fallback.")
     logprob_thold: float = Field(-1.0, description="A lower mean log probability triggers a fallback.")
     no_speech_thold: float = Field(0.6, description="Above it, a window with a low log probability is silence.")
+    suppress_non_speech: bool = Field(False, description="Never choose tokens that are no speech; also `suppress_nst`.")
     offset_n: int = Field(0, description="Anything but 0 is refused.")
     offset_t: int = Field(0, description="Start here, milliseconds.")
     duration: int = Field(0, description="Use this much, milliseconds; 0: all.")
@@ -125,7 +124,7 @@ def inference() -> Response:
 
 
 def _options(*, with_words: bool) -> TranscribeOptions:
-    form.log_unknown({*InferenceForm.model_fields, *REFUSED, *WITHOUT_EFFECT})
+    form.log_unknown({*InferenceForm.model_fields, "suppress_nst", *REFUSED, *WITHOUT_EFFECT})
     for name, why in REFUSED.items():
         if form.flag(name):
             raise form.bad(name, form.text(name), why)
@@ -153,6 +152,12 @@ def _uses_context(name: str) -> bool | None:
     if tokens:
         raise form.bad(name, tokens, f"give 0 for none, or -1 for as much as fits, {MAX_CONTEXT_TOKENS} tokens")
     return False
+
+
+def _suppresses(name: str) -> bool | None:
+    """Read a flag that whisper-server has renamed."""
+    given = [flag for each in (name, "suppress_nst") if (flag := form.flag(each)) is not None]
+    return any(given) if given else None
 
 
 def _count(name: str) -> int | None:
@@ -186,6 +191,7 @@ FIELDS: dict[str, tuple[str, Reader]] = {
     "entropy_thold": ("entropy_threshold", form.number),
     "logprob_thold": ("logprob_threshold", form.number),
     "no_speech_thold": ("no_speech_threshold", form.number),
+    "suppress_non_speech": ("suppress_non_speech", _suppresses),
     "offset_t": ("offset_seconds", _seconds),
     "duration": ("duration_seconds", _seconds_unless_zero),
     "max_len": ("max_segment_length", form.whole),

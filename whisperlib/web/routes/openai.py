@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 from flask import Blueprint, Response, jsonify
@@ -66,7 +66,7 @@ class TranscriptionForm(TranslationForm):
     languages: list[str] = Field(
         [], alias="languages[]", description="One language is taken; of several it is detected."
     )
-    include: list[str] = Field([], alias="include[]", description="`logprobs` is refused: they come per segment.")
+    include: list[str] = Field([], alias="include[]", description="`logprobs`: those of all tokens, with json.")
 
 
 class Usage(BaseModel):
@@ -76,14 +76,28 @@ class Usage(BaseModel):
     seconds: float
 
 
-class TranscriptionJson(BaseModel):
-    """The text."""
+class Logprob(BaseModel):
+    """A token, its natural log probability, and its bytes: it may be a part of a character."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int]
+
+
+class TranscriptionBase(BaseModel):
+    """What every answer in JSON has."""
 
     text: str
     usage: Usage
 
 
-class TranscriptionVerbose(TranscriptionJson):
+class TranscriptionJson(TranscriptionBase):
+    """The text. `logprobs` are there if they were asked for."""
+
+    logprobs: list[Logprob] | None = None
+
+
+class TranscriptionVerbose(TranscriptionBase):
     """The text with its times, in seconds. Of `segments` and `words` that is null which was not asked for."""
 
     task: Task
@@ -130,12 +144,13 @@ def transcriptions() -> Response:
         audio = form.upload()
         _check_model(admission.adapter)
         response_format, granularities = _format(), _granularities()
+        with_logprobs = _includes_logprobs(response_format)
         options = _options("transcribe", with_words="word" in granularities)
         if form.flag("stream"):
             if response_format not in {"json", "text"}:
                 raise form.bad("response_format", response_format, "a stream is json, or text")
-            return _stream(running.stream(audio, options))
-        return _answer(running.transcribe(audio, options), response_format, granularities)
+            return _stream(running.stream(audio, options), with_logprobs=with_logprobs)
+        return _answer(running.transcribe(audio, options), response_format, granularities, with_logprobs=with_logprobs)
 
 
 @routes.post("/audio/translations")
@@ -202,10 +217,16 @@ def _granularities() -> tuple[str, ...]:
     return asked or ("segment",)
 
 
+def _includes_logprobs(response_format: str) -> bool:
+    if "logprobs" not in form.texts("include"):
+        return False
+    if response_format != "json":
+        raise form.bad("include", "logprobs", "log probabilities come with response_format=json only")
+    return True
+
+
 def _options(task: Task, *, with_words: bool) -> TranscribeOptions:
     form.log_unknown(TranscriptionForm.model_fields)
-    if "logprobs" in form.texts("include"):
-        raise form.bad("include", "logprobs", "log probabilities come per segment, with response_format=verbose_json")
     keywords = ", ".join(word for keyword in form.texts("keywords") if (word := keyword.strip()))
     with form.complaints_about(FIELDS):
         given: dict[str, Any] = {
@@ -252,39 +273,47 @@ def _vad() -> VadOptions | None:
     return VadOptions(**{name: value for name, value in chosen.items() if value is not None})
 
 
-def _answer(outcome: Outcome, response_format: str, granularities: tuple[str, ...]) -> Response:
+def _answer(
+    outcome: Outcome, response_format: str, granularities: tuple[str, ...], *, with_logprobs: bool = False
+) -> Response:
     result = outcome.result
     if response_format not in {"json", "verbose_json"}:
         return text.respond(result, response_format)
     told = formats.to_dict(result, response_format == "verbose_json", granularities)
-    return jsonify({**told, "usage": _usage(outcome)})
+    return jsonify({**told, **_logprobs(result.segments, told=with_logprobs), "usage": _usage(outcome)})
+
+
+def _logprobs(segments: Iterable[Segment], *, told: bool) -> dict[str, Any]:
+    return {"logprobs": [one for segment in segments for one in formats.logprobs_to_list(segment)]} if told else {}
 
 
 def _usage(outcome: Outcome) -> dict[str, Any]:
     return Usage(seconds=math.ceil(outcome.result.duration)).model_dump()
 
 
-def _stream(events: Iterator[Event]) -> Response:
+def _stream(events: Iterator[Event], *, with_logprobs: bool = False) -> Response:
     seen_text = False
 
     def write(event: Event) -> str:
         nonlocal seen_text
-        line = _line(event, first=not seen_text)
+        line = _line(event, first=not seen_text, with_logprobs=with_logprobs)
         seen_text = seen_text or (isinstance(event, Segment) and bool(event.text))
         return line
 
     return stream.respond(events, write, error_name=None)
 
 
-def _line(event: Event, *, first: bool) -> str:
+def _line(event: Event, *, first: bool, with_logprobs: bool) -> str:
     if isinstance(event, Segment):
         told = formats.segment_to_dict(event)
         # Without a speaker typed clients cannot read it, though nobody is told apart here.
         place = {"id": f"seg_{event.id}", **{name: told[name] for name in ("start", "end", "text")}, "speaker": ""}
         delta = event.text if first else event.separator + event.text
-        lines = [stream.event({"type": "transcript.text.delta", "delta": delta})] if event.text else []
+        said = {"type": "transcript.text.delta", "delta": delta, **_logprobs([event], told=with_logprobs)}
+        lines = [stream.event(said)] if event.text else []
         return "".join([*lines, stream.event({"type": "transcript.text.segment", **place})])
     if isinstance(event, Outcome):
-        done = {"type": "transcript.text.done", "text": event.result.text, "usage": _usage(event)}
+        logprobs = _logprobs(event.result.segments, told=with_logprobs)
+        done = {"type": "transcript.text.done", "text": event.result.text, **logprobs, "usage": _usage(event)}
         return f"{stream.event(done)}data: [DONE]\n\n"
     return f": progress {event.fraction:.3f}\n\n"
