@@ -190,6 +190,8 @@ def _busy(case: str, plan: Plan) -> Outcome:
             _round(running, [Trial("quiet", quiet.request)], number, outcome)
             with machine.neighbours(2):
                 _round(running, [Trial("busy", quiet.request)], number, outcome)
+            with machine.neighbours(1, apart=True):
+                _round(running, [Trial("beside another group", quiet.request)], number, outcome)
     return outcome
 
 

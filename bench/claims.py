@@ -148,6 +148,7 @@ def _load() -> Iterator[Claim]:
     yield Claim("4 clients: throughput of balanced / of one client", together, alone, 0.95, at_least=True)
     quiet = Place("busy", "quiet", BALANCED)
     yield Claim("busy machine: balanced / quiet", replace(quiet, setting="busy"), quiet, 2.5)
+    yield Claim("beside another group: balanced / quiet", replace(quiet, setting="beside another group"), quiet, 2.5)
 
 
 def _encode() -> Iterator[Claim]:

@@ -48,20 +48,22 @@ def of_outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "versions": outcome.versions,
         "left_out": outcome.left_out,
-        "notes": [*outcome.notes, *over_quiet(figures.get("quiet", {}), figures.get("busy", {}))],
+        "notes": [*outcome.notes, *over_quiet(figures)],
         "figures": figures,
         "facts": outcome.facts,
         "ratios": {setting: ratios(by_engine) for setting, by_engine in figures.items()},
     }
 
 
-def over_quiet(quiet: dict[str, Figures], busy: dict[str, Figures]) -> Iterator[str]:
-    """Add to each engine's busy figures what they are in quiet medians, and yield that in words."""
-    for engine in (engine for engine in busy if engine in quiet):
-        for name in ("median", "worst"):
-            busy[engine][f"{name}_over_quiet"] = busy[engine][f"{name}_seconds"] / quiet[engine]["median_seconds"]
-        median, worst = (busy[engine][f"{name}_over_quiet"] for name in ("median", "worst"))
-        yield f"{engine} busy: median {median:.1f} and worst {worst:.1f} times the quiet median"
+def over_quiet(settings: dict[str, dict[str, Figures]]) -> Iterator[str]:
+    """Add to each engine's other figures what they are in medians of "quiet", if that is there; yield that in words."""
+    quiet = settings.get("quiet", {})
+    for setting, by_engine in settings.items():
+        for engine in (engine for engine in by_engine if setting != "quiet" and engine in quiet):
+            one, alone = by_engine[engine], quiet[engine]["median_seconds"]
+            median, worst = one["median_seconds"] / alone, one["worst_seconds"] / alone
+            one |= {"median_over_quiet": median, "worst_over_quiet": worst}
+            yield f"{engine} {setting}: median {median:.1f} and worst {worst:.1f} times the quiet median"
 
 
 def ratios(figures: dict[str, Figures]) -> dict[str, dict[str, float]]:

@@ -51,9 +51,14 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def neighbours(count: int) -> Iterator[None]:
-    """Keep `count` processes of our own priority busy meanwhile."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+def neighbours(count: int, *, apart: bool = False) -> Iterator[None]:
+    """Keep `count` processes of our own priority busy meanwhile.
+
+    `apart`: each in a session of its own, which Linux's automatic groups give a share like ours as a whole, as it is
+    among containers.
+    """
+    command = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(command, start_new_session=apart) for _ in range(count)]
     try:
         yield
     finally:
