@@ -71,6 +71,12 @@ def test_no_variable_gives_the_defaults() -> None:
         ("quantization", "Q8_0", "q8_0"),
         ("device", "CUDA", "cuda"),
         ("lib_dir", "/opt/whisper", Path("/opt/whisper")),
+        ("cache", "Files", "files"),
+        ("cache", "OFF", "off"),
+        ("cache", "~/kept", str(Path.home() / "kept")),
+        ("cache", "./kept", str(Path.cwd() / "kept")),
+        ("cache", "rediss://:pass@cache.local:6380/1", "rediss://:pass@cache.local:6380/1"),
+        ("cache_seconds", "60", 60),
         ("threads", "512", 512),
         ("concurrency", " 3 ", 3),
         ("max_audio_seconds", "1.5", 1.5),
@@ -117,6 +123,13 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str) 
         ("quantization", "q9"),
         ("device", "tpu"),
         ("lib_dir", " "),
+        ("cache", "fils"),
+        ("cache", "~nobody-of-this-name/kept"),
+        ("cache", "http://cache.local"),
+        ("cache", "redis://"),
+        ("cache", "redis://cache.local:none"),
+        ("cache_bytes", "1GB"),
+        ("cache_seconds", "0"),
         ("threads", "many"),
         ("threads", "-1"),
         ("threads", "513"),
@@ -160,6 +173,12 @@ def test_no_message_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings()
     monkeypatch.setenv("WHISPER_ARTIFACT_URL", "https://user:hush@mirror.local/models")
     assert "hush" not in repr(Settings())
+    monkeypatch.setenv("WHISPER_CACHE", "redis://:hush@cache.local:6379/0")
+    assert "hush" not in repr(Settings())
+    for mistyped in ("redis:/:hush@cache.local", "redis//:hush@cache.local", "redis://:hu/sh@:none"):
+        monkeypatch.setenv("WHISPER_CACHE", mistyped)
+        with pytest.raises(OptionError, match=r"WHISPER_CACHE = \(hidden\)"):
+            Settings()
 
 
 def test_keys_are_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 from whisperlib import assets, audio, binding, encoder, models, system, tuning, variants
 from whisperlib.audio import Source as AudioSource
 from whisperlib.binding import Context, FullArguments, Library, VadContext
+from whisperlib.cache import Engine, ResultCache, Wrap, open_store
 from whisperlib.errors import (
     AudioError,
     ClosedError,
@@ -121,6 +122,7 @@ class WhisperLibraryAdapter:
             settings=self.settings,
         )
         self._model = model_file
+        store = open_store(self.settings)
         choice = variants.choose(wanted_device, library_dir, model_file.path.parent)
         threads, concurrency = (
             threads or self.settings.threads or None,
@@ -139,6 +141,9 @@ class WhisperLibraryAdapter:
         self._context = loading.result()
         if engine:
             self._context.use_encoder(engine)
+        build = str(library.build.get("key", f"{choice.directory} {library.version}"))
+        facts = (choice.device, str(encoder_choice), str(flash_attention), choice.variant, build)
+        self._cache = ResultCache(store, Engine(model_file.path, facts)) if store else None
         self._spare = SpareState(self._context)
         self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
         self._closing = threading.Event()
@@ -197,6 +202,11 @@ class WhisperLibraryAdapter:
         return self._config
 
     @property
+    def cache(self) -> ResultCache | None:
+        """The results that are kept; None where `WHISPER_CACHE` is off."""
+        return self._cache
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._closing.is_set()
@@ -212,7 +222,7 @@ class WhisperLibraryAdapter:
         `on_interrupt="partial"` asks for it as the result.
         """
         request = self._request(source, resolve_options(options, overrides))
-        return self._submit(request, request.run, request.interrupted).result()
+        return self._transcribe(request).result()
 
     def stream(
         self, source: AudioSource, options: TranscribeOptions | None = None, **overrides: Any
@@ -223,14 +233,15 @@ class WhisperLibraryAdapter:
         """
         segments: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()
         request = self._request(source, resolve_options(options, overrides), on_segment=segments.put)
-        return TranscriptionStream(self._submit(request, request.run, request.interrupted), segments)
+        return TranscriptionStream(self._transcribe(request), segments)
 
     def detect_language(
         self, source: AudioSource, options: TranscribeOptions | None = None, **overrides: Any
     ) -> LanguageGuess:
         """Tell the language of the first 30 s of speech. Raises AudioError where there is no speech."""
         request = self._request(source, resolve_options(options, overrides))
-        return self._submit(request, request.detect_language, _raise).result()
+        future = self._submit(request, request.detect_language, request.options.max_wait_seconds)
+        return Job(future, request.interrupt, _raise).result()
 
     def workload(self) -> Workload:
         """Tell what runs and waits here, and how long a short request would wait now."""
@@ -247,6 +258,8 @@ class WhisperLibraryAdapter:
         while not self._vads.empty():
             self._vads.get().close()
         self._context.close()
+        if self._cache:
+            self._cache.close()
 
     def __enter__(self) -> WhisperLibraryAdapter:
         return self
@@ -292,12 +305,26 @@ class WhisperLibraryAdapter:
         if options.threads is not None and options.threads > most:
             raise OptionError(f"threads = {options.threads}: give at most {most}, what this process may use")
 
+    def _transcribe(self, request: Request) -> Job[Transcription]:
+        longest_wait = request.options.max_wait_seconds
+        if self._cache is None or not request.options.cache:
+            return Job(self._submit(request, request.run, longest_wait), request.interrupt, request.interrupted)
+
+        def queue(wrap: Wrap, first: bool) -> Future[Transcription]:
+            def run(context: Context, vad: VadContext | None, turn: Turn) -> Transcription:
+                return wrap(lambda: request.run(context, vad, turn))
+
+            return self._submit(request, run, longest_wait if first else None)
+
+        future, use = self._cache.start(request, queue)
+        return Job(future, request.interrupt, request.interrupted, use)
+
     def _submit(
         self,
         request: Request,
         run: Callable[[Context, VadContext | None, Turn], _T],
-        when_interrupted: Callable[[InterruptedTranscription], _T],
-    ) -> Job[_T]:
+        max_wait_seconds: float | None,
+    ) -> Future[_T]:
         def in_engine_thread(turn: Turn) -> _T:
             try:
                 with self._vad(request.options) as vad:
@@ -306,13 +333,9 @@ class WhisperLibraryAdapter:
                 self._spare.give_up()
                 raise
 
-        future = self._scheduler.submit(
-            in_engine_thread,
-            request.interrupt,
-            len(request.samples) / SAMPLE_RATE,
-            request.options.max_wait_seconds,
+        return self._scheduler.submit(
+            in_engine_thread, request.interrupt, len(request.samples) / SAMPLE_RATE, max_wait_seconds
         )
-        return Job(future, request.interrupt, when_interrupted)
 
     @contextmanager
     def _vad(self, options: TranscribeOptions) -> Iterator[VadContext | None]:

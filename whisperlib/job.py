@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from whisperlib.errors import InterruptedTranscription, TranscriptionCancelled
 from whisperlib.interrupt import Interrupt
-from whisperlib.results import Segment, Transcription
+from whisperlib.results import CacheUse, Segment, Transcription
 
 T = TypeVar("T")
 
@@ -20,12 +20,17 @@ T = TypeVar("T")
 class Job(Generic[T]):
     """The future of one request, which a cancel or a deadline also ends while it is still queued.
 
-    `when_interrupted` then gives the result, or raises.
+    `when_interrupted` then gives the result, or raises. `cache` is where the result will come from.
     """
 
     def __init__(
-        self, future: Future[T], interrupt: Interrupt, when_interrupted: Callable[[InterruptedTranscription], T]
+        self,
+        future: Future[T],
+        interrupt: Interrupt,
+        when_interrupted: Callable[[InterruptedTranscription], T],
+        cache: CacheUse = "off",
     ) -> None:
+        self.cache = cache
         self.future = future
         self.interrupt = interrupt
         self._when_interrupted = when_interrupted
@@ -83,6 +88,14 @@ class TranscriptionStream:
     def result(self) -> Transcription:
         """The whole transcription; waits for its end. Raises what `transcribe` would."""
         return self._job.result()
+
+    @property
+    def cache(self) -> CacheUse:
+        """Where the result will come from, as far as it was known at the start.
+
+        What is "shared" then is made here after all if the other request is stopped; the result's own `cache` tells.
+        """
+        return self._job.cache
 
     def close(self) -> None:
         """Stop the request, within one encoder or decoder step. After its end: nothing happens."""

@@ -197,6 +197,9 @@ class TranscribeOptions(_Frozen):
     on_interrupt: Literal["raise", "partial"] = Field(
         "raise", description="At a deadline or cancel: fail, or give what is finished."
     )
+    cache: bool = Field(
+        True, description="Take a result that was made before, and keep this one; only where WHISPER_CACHE is set."
+    )
     cancel: CancelToken | None = Field(None, repr=False, description="Stops the request from another thread.")
     progress: ProgressCallback | None = Field(
         None, repr=False, description="Called with the fraction done, 0 to 1, in the thread that transcribes."

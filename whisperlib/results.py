@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Task = Literal["transcribe", "translate"]
+CacheUse = Literal["off", "hit", "miss", "shared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,9 @@ class Transcription:
     `language` is the code (`"en"`) that was asked for or detected, None where there was no speech to tell it from;
     `duration` the length of the audio that was handed in, seconds. `complete` is False when the request was stopped
     and the caller had asked for what was finished by then. `dropped_windows` counts the 30 s windows that the model
-    ran over and took for silence, as the options' thresholds have it: what it made up there was dropped.
+    ran over and took for silence, as the options' thresholds have it: what it made up there was dropped. `cache` tells
+    where it comes from: the model, with no cache ("off") or into it ("miss"), the cache ("hit"), or another request for
+    the same that ran at the same time ("shared").
     """
 
     text: str
@@ -112,6 +115,7 @@ class Transcription:
     timings: Timings = field(default_factory=Timings, compare=False)
     complete: bool = True
     dropped_windows: int = 0
+    cache: CacheUse = field(default="off", compare=False)
 
     @property
     def words(self) -> tuple[Word, ...]:

@@ -29,6 +29,7 @@ Words = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
 _SECRET_FIELDS = {"api_keys"}
+_PLACE = re.compile(r"[/.~][^\0]*")  # a path, told from a mistyped word or URL
 _SECRETS = re.compile(r"(?<=//)\S*@|\?\S*")
 
 
@@ -93,6 +94,23 @@ class Settings(BaseSettings):
     )
     profile: Profile = _setting(
         "profile", "Profile of requests that name none: defaults of their options.", default=DEFAULT_PROFILE
+    )
+    cache: str = _setting(
+        "place",
+        "Where results are kept, to answer the same request at once; `files`: the user's cache directory.",
+        allowed="off, files, a path that begins with /, . or ~, or a redis:// or rediss:// URL",
+        default="off",
+        repr=False,  # the URL may hold a password
+    )
+    cache_bytes: int = _setting(
+        "bytes",
+        "The results in files take so much; those that were not used for longest go first.",
+        default=268_435_456,
+        ge=1024,
+        le=1_000_000_000_000,
+    )
+    cache_seconds: int = _setting(
+        "seconds", "A result is forgotten so long after it was made.", default=2_592_000, ge=1, le=315_360_000
     )
     threads: int = _setting("threads", "Threads of one request; 0: as the cgroup allows.", default=0, ge=0, le=512)
     concurrency: int = _setting("requests", "Requests that run at once; 0: as the cores allow.", default=0, ge=0, le=64)
@@ -199,6 +217,18 @@ class Settings(BaseSettings):
             raise ValueError("file names follow it")
         return value.rstrip("/")
 
+    @pydantic.field_validator("cache")
+    @classmethod
+    def _cache_place(cls, value: str) -> str:
+        if value.lower() in {"off", "files"}:
+            return value.lower()
+        if _PLACE.fullmatch(value):
+            return str(cls._home(Path(value)))
+        parts = urlsplit(value)
+        if parts.scheme not in {"redis", "rediss"} or not parts.hostname or parts.port == 0 or re.search(r"\s", value):
+            raise ValueError("not a place")
+        return value
+
     @pydantic.field_validator("model_root", "lib_dir", mode="before")
     @classmethod
     def _one_path(cls, value: object) -> object:
@@ -272,7 +302,8 @@ def _first_complaint(error: pydantic.ValidationError) -> str:
     field = str(details["loc"][0])
     if details["type"] == "extra_forbidden":
         return f"unknown setting {field!r}: the settings are {', '.join(sorted(Settings.model_fields))}"
-    shown = "(hidden)" if field in _SECRET_FIELDS else repr(without_credentials(str(details["input"])))
+    hidden = field in _SECRET_FIELDS or (field == "cache" and "@" in str(details["input"]))
+    shown = "(hidden)" if hidden else repr(without_credentials(str(details["input"])))
     if len(shown) > MAX_SHOWN_CHARACTERS:
         shown = f"{shown[:MAX_SHOWN_CHARACTERS]}…"
     return f"{PREFIX}{field.upper()} = {shown}: give {allowed(field)}"

@@ -21,7 +21,7 @@ def busy(adapter: WhisperLibraryAdapter) -> Iterator[threading.Event]:
         held.set()
         release.wait(WAIT_SECONDS)
 
-    with adapter.stream(assets.SAMPLES / "rms_010.flac", progress=hold):
+    with adapter.stream(assets.SAMPLES / "rms_010.flac", progress=hold, cache=False):
         assert held.wait(WAIT_SECONDS)
         try:
             yield release

@@ -123,6 +123,7 @@ def test_every_option_but_the_servers_own_can_be_set_in_every_way(app: Flask) ->
         "timeout_seconds": 9.5,
         "max_wait_seconds": 0.0,
         "on_interrupt": "partial",
+        "cache": False,
     }
     assert {*values, *schemas.SERVER_OPTIONS} == set(TranscribeOptions.model_fields)
     expected = TranscribeOptions(**values)

@@ -91,7 +91,9 @@ def _allow_origin(response: Response) -> Response:
     if origin is None or not ("*" in allowed or origin in allowed):
         return response
     response.headers["Access-Control-Allow-Origin"] = "*" if "*" in allowed else origin
-    response.headers["Access-Control-Expose-Headers"] = "x-request-id, Retry-After, openai-processing-ms"
+    response.headers["Access-Control-Expose-Headers"] = (
+        "x-request-id, Retry-After, openai-processing-ms, X-Whisper-Cache"
+    )
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
         asked = request.headers.get("Access-Control-Request-Headers", "Authorization, Content-Type")

@@ -57,6 +57,8 @@ def _end(response: Response) -> Response:
     """Add the headers; the line is written when the answer is closed, which a stream is after the view."""
     response.headers["x-request-id"] = g.request_id
     response.headers["openai-processing-ms"] = str(round((time.monotonic() - g.started) * 1000))
+    if "cache" in g.record:
+        response.headers["X-Whisper-Cache"] = g.record["cache"]
     line: dict[str, Any] = {
         "request_id": g.request_id,
         "client": request.remote_addr,

@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from whisperlib import system
+from whisperlib.cache import ResultCache, Stats
 from whisperlib.errors import UnavailableError
 from whisperlib.results import Transcription
 from whisperlib.web import log
@@ -51,6 +52,9 @@ class Metrics:
         self.dropped = Counter(
             "whisper_dropped_windows", "Windows taken for silence, whatever the model made up there.", registry=registry
         )
+        self.cache = Counter(
+            "whisper_cached_requests", "Transcriptions by where they came from.", ["outcome"], registry=registry
+        )
         self.fetches = Counter("whisper_fetches", "Files fetched from an audio_url.", ["outcome"], registry=registry)
         self.fetched_bytes = Counter("whisper_fetched_bytes", "Bytes fetched from an audio_url.", registry=registry)
         self.fetch_seconds = Histogram(
@@ -85,10 +89,19 @@ class _Engine(Collector):
                 ("whisper_measured_real_time_factor", "As admission reckons with it.", work.real_time_factor),
                 ("whisper_slots", "Requests that may run at once.", config.concurrency),
                 ("whisper_threads", "Threads of each.", config.threads),
+                *_of_cache(adapter.cache),
                 ("whisper_model_load_seconds", "Loading the model took.", config.load_seconds),
             ]
         for name, text, value in values:
             yield GaugeMetricFamily(name, text, value)
+
+
+def _of_cache(cache: ResultCache | None) -> Iterator[tuple[str, str, float]]:
+    stats = cache.stats() if cache else Stats(None, 0)
+    if stats.size_bytes is not None:
+        yield "whisper_cache_size_bytes", "Results that are kept in files, as counted last.", stats.size_bytes
+    if cache:
+        yield "whisper_cache_evicted_results", "Results that this process deleted to make room.", stats.evictions
 
 
 def register(app: Flask) -> None:
@@ -105,6 +118,12 @@ def current() -> Metrics:
 def observe(result: Transcription, fetch_seconds: float = 0.0) -> None:
     """Count a transcription that has ended."""
     metrics, timings = current(), result.timings
+    if fetch_seconds:
+        metrics.fetch_seconds.observe(fetch_seconds)
+    if result.cache != "off":
+        metrics.cache.labels(result.cache).inc()
+    if result.cache in {"hit", "shared"}:
+        return  # the rest tells of work, and there was none
     metrics.audio.inc(result.duration)
     metrics.inference.inc(timings.inference)
     metrics.wait.observe(timings.queue)
@@ -112,8 +131,6 @@ def observe(result: Transcription, fetch_seconds: float = 0.0) -> None:
         metrics.factor.observe((timings.vad + timings.inference) / result.duration)
     metrics.fallbacks.inc(sum(bool(segment.temperature) for segment in result.segments))
     metrics.dropped.inc(result.dropped_windows)
-    if fetch_seconds:
-        metrics.fetch_seconds.observe(fetch_seconds)
 
 
 def fetched(outcome: str, size_bytes: int = 0) -> None:

@@ -105,7 +105,8 @@ def admitted() -> Iterator[Admission]:
         stop, gone = closing.enter_context(service.admitted()), CancelToken()
         gone.add_listener(stop.cancel)
         closing.enter_context(cancel_when_gone(request.environ, gone))
-        _check_wait(service.adapter, service.settings.max_wait_seconds)
+        if service.adapter.cache is None:  # else the answer may be there already, and only the queue refuses
+            _check_wait(service.adapter, service.settings.max_wait_seconds)
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         record = g.setdefault("record", {})
         g.admission = Admission(app, service.adapter, service.settings, stop, gone, record, closing)
@@ -193,7 +194,9 @@ class _Work:
                 timeout_seconds=self._remaining_seconds(),
                 max_wait_seconds=longest_wait if asked is None else min(asked, longest_wait),
             )
-            return self._admission.adapter.stream(file, options)
+            running = self._admission.adapter.stream(file, options)
+            self._admission.record["cache"] = running.cache
+            return running
 
     def outcome(self, result: Transcription) -> Outcome:
         """Write a result down for the log and the metrics."""

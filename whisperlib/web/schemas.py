@@ -100,7 +100,8 @@ class Answer(_Answer):
 
     `language` is a code, null where there was no speech; `duration` the length of the audio in seconds; `words` is
     there if they were asked for; `complete` is false where a deadline cut it short and `on_interrupt` is `partial`.
-    `task` is there in `verbose_json`, whose segments tell more.
+    `task` is there in `verbose_json`, whose segments tell more; `cached` where results are kept: whether the model did
+    not run for this request.
     """
 
     text: str
@@ -111,6 +112,7 @@ class Answer(_Answer):
     model: str
     task: results.Task | None = None
     complete: bool
+    cached: bool | None = None
     timings: Timings
 
 
@@ -134,6 +136,8 @@ def answer(outcome: Outcome, *, verbose: bool = False, words: bool = False) -> d
         "complete": result.complete,
         "timings": {name: round(value, 4) for name, value in seconds.items()},
     }
+    if result.cache != "off":
+        fields["cached"] = result.cache != "miss"
     if verbose:
         fields["task"] = result.task
     if words:

@@ -1,0 +1,90 @@
+"""The service with a cache: what answers say of it, and what it spares."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from tests.web.busy_engine import busy
+from tests.web.conftest import MakeApp
+from tests.web.test_metrics import value
+from tests.web.test_running import AUDIO, TEXT
+from whisperlib.web.service import Service
+
+HEADER = "X-Whisper-Cache"
+
+
+@pytest.fixture
+def cached(make_app: MakeApp, tmp_path: Path) -> FlaskClient:
+    return make_app(cache=str(tmp_path / "kept"), concurrency=1, max_wait_seconds=0).test_client()
+
+
+def post(client: FlaskClient, path: str = "/transcribe", **fields: Any) -> TestResponse:
+    return client.post(path, data={"file": (io.BytesIO(AUDIO), "a.flac"), **fields}, buffered=True)
+
+
+def told(answer: TestResponse) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(answer.text)
+    return fields
+
+
+def test_an_answer_says_whether_it_was_there(cached: FlaskClient) -> None:
+    first, second, without = post(cached), post(cached), post(cached, cache="false")
+    assert [answer.headers[HEADER] for answer in (first, second, without)] == ["miss", "hit", "off"]
+    assert [told(answer).get("cached") for answer in (first, second, without)] == [False, True, None]
+    for answer in (second, without):
+        assert told(answer)["segments"] == told(first)["segments"]
+    assert told(second)["timings"]["inference"] == told(second)["timings"]["queue"] == 0
+    assert told(second)["timings"]["total"] > 0
+
+
+def test_without_a_cache_an_answer_is_as_ever(client: FlaskClient) -> None:
+    for _ in range(2):
+        answer = post(client)
+        assert answer.headers[HEADER] == "off"
+        assert list(told(answer)) == ["text", "language", "duration", "segments", "model", "complete", "timings"]
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/inference"])
+def test_the_other_apis_have_the_header_and_share_the_results(cached: FlaskClient, path: str) -> None:
+    assert post(cached).headers[HEADER] == "miss"
+    answer = post(cached, path)
+    assert answer.headers[HEADER] == "hit"
+    assert told(answer)["text"] == TEXT
+    assert "cached" not in told(answer)
+    translated = post(cached, "/v1/audio/translations")
+    assert translated.headers[HEADER] == "miss"
+
+
+@pytest.mark.parametrize("path", ["/transcribe", "/v1/audio/transcriptions"])
+def test_a_hit_is_streamed_with_all_its_segments(cached: FlaskClient, path: str) -> None:
+    first, second = (post(cached, path, stream="true") for _ in range(2))
+    assert (first.headers[HEADER], second.headers[HEADER]) == ("miss", "hit")
+    named = [line for line in second.text.splitlines() if line.startswith("data: {") and TEXT in line]
+    assert len(named) >= 2
+    if path == "/transcribe":
+        assert json.loads(named[-1].removeprefix("data: "))["cached"] is True
+
+
+def test_a_full_server_still_answers_what_it_knows(cached: FlaskClient) -> None:
+    service: Service = cached.application.extensions["whisper_service"]
+    assert post(cached).status_code == 200
+    with busy(service.adapter):
+        assert post(cached).headers[HEADER] == "hit"
+        assert post(cached, language="en").status_code == 429
+
+
+def test_metrics_tell_hits_from_work(cached: FlaskClient) -> None:
+    for _ in range(3):
+        post(cached)
+    assert value(cached, "whisper_cached_requests_total", outcome="miss") == 1
+    assert value(cached, "whisper_cached_requests_total", outcome="hit") == 2
+    assert (value(cached, "whisper_cache_size_bytes") or 0) > 500
+    assert value(cached, "whisper_cache_evicted_results") == 0
+    assert value(cached, "whisper_queue_wait_seconds_count") == 1
