@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.chat_server import chat_server
 from whisperlib import binding, info, variants
 from whisperlib.settings import Settings, get_settings
 
@@ -25,7 +27,8 @@ def _fresh_settings() -> None:
 def test_all_parts_are_told_and_fit_into_json(library_dir: Path) -> None:
     told = info.collect()
     assert json.loads(json.dumps(told)) == told
-    assert set(told) == {"versions", "libraries", "cpu", "openmp", "cuda", "memory", "models", "encoder", "settings"}
+    machine = {"versions", "libraries", "cpu", "openmp", "cuda", "memory"}
+    assert set(told) == machine | {"models", "encoder", "enhancement", "settings"}
     libraries = told["libraries"]
     assert "error" not in libraries
     [chosen] = [build for build in libraries["found"] if build["standing"].startswith("chosen")]
@@ -45,6 +48,20 @@ def test_settings_with_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["WHISPER_CONCURRENCY"] == {"value": 3, "unit": "requests", "set": True}
     assert told["WHISPER_THREADS"]["set"] is False
     assert told["WHISPER_ARTIFACT_URL"]["value"] == "https://mirror.example/models"
+
+
+def test_where_transcripts_are_cleaned_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert info.collect(parts=["enhancement"])["enhancement"]["base_url"] is None
+    with chat_server(lambda call: call.send(b'{"models": []}')) as server:
+        monkeypatch.setenv("WHISPER_LLM_BASE_URL", server.base_url.replace("//", "//user:secret@"))
+        get_settings.cache_clear()
+        assert "WHISPER_LLM_MODEL" in info.collect(parts=["enhancement"])["enhancement"]["error"]
+        monkeypatch.setenv("WHISPER_LLM_MODEL", "gemma3")
+        monkeypatch.setenv("WHISPER_LLM_API_KEY", "hush")
+        get_settings.cache_clear()
+        told = info.collect(parts=["enhancement", "settings"])
+    assert told["enhancement"] == {"base_url": server.base_url, "model": "gemma3", "ollama_placement": "not loaded"}
+    assert not re.search("hush|secret", json.dumps(told))
 
 
 def test_a_bad_setting_is_told_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

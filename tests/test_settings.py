@@ -92,6 +92,10 @@ def test_no_variable_gives_the_defaults() -> None:
         ("url_allow", "127.0.0.1,10.0.0.0/8,", ("127.0.0.1", "10.0.0.0/8")),
         ("max_body_bytes", "1048576", 1 << 20),
         ("max_wait_seconds", "0", 0.0),
+        ("llm_base_url", " http://127.0.0.1:11434/v1/ ", "http://127.0.0.1:11434/v1"),
+        ("llm_model", "gemma3:4b", "gemma3:4b"),
+        ("llm_temperature", "0", 0.0),
+        ("llm_timeout", "5", 5.0),
     ],
 )
 def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch, name: str, text: str, value: Any) -> None:
@@ -153,6 +157,14 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str) 
         ("url_allow", " "),
         ("max_body_bytes", "1e3"),
         ("shutdown_seconds", "-1"),
+        ("llm_base_url", "127.0.0.1:11434/v1"),
+        ("llm_base_url", "localhost:11434/v1"),
+        ("llm_base_url", "ftp://127.0.0.1/v1"),
+        ("llm_base_url", "http://127.0.0.1/v1?key=x"),
+        ("llm_base_url", "http://127.0.0.1/v1#x"),
+        ("llm_temperature", "2.1"),
+        ("llm_timeout", "0"),
+        ("llm_api_key", "two words"),
     ],
 )
 def test_a_bad_value_is_one_line_that_helps(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
@@ -161,7 +173,7 @@ def test_a_bad_value_is_one_line_that_helps(monkeypatch: pytest.MonkeyPatch, nam
         Settings()
     message = str(caught.value)
     assert message.endswith(f": give {allowed(name)}")
-    assert name == "api_keys" or text.partition("?")[0][:20].lower() in message.lower()
+    assert name in {"api_keys", "llm_api_key"} or text.partition("?")[0][:20].lower() in message.lower()
     assert len(message.splitlines()) == 1
     assert len(message) < 300
     assert caught.value.__cause__ is None
@@ -183,9 +195,13 @@ def test_no_message_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_keys_are_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHISPER_API_KEYS", "hush-one,hush-two")
+    monkeypatch.setenv("WHISPER_LLM_API_KEY", "hush-three")
+    monkeypatch.setenv("WHISPER_LLM_BASE_URL", "http://user:hush-four@127.0.0.1/v1")
     settings = Settings()
+    assert settings.llm_api_key
+    assert settings.llm_api_key.get_secret_value() == "hush-three"
     assert [key.get_secret_value() for key in settings.api_keys] == ["hush-one", "hush-two"]
-    assert "hush" not in f"{settings!r}{settings}{settings.model_dump_json()}"
+    assert "hush" not in f"{settings!r}{settings}{settings.model_dump_json(exclude={'llm_base_url'})}"
     monkeypatch.setenv("WHISPER_API_KEYS", "hush one")
     with pytest.raises(OptionError, match="WHISPER_API_KEYS") as caught:
         Settings()

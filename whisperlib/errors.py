@@ -21,6 +21,7 @@
     │   ├── UrlRefusedError    malformed, or leads where it may not       (ValueError)
     │   ├── FetchTooLargeError more bytes than the limit
     │   └── FetchTimeoutError  not there in time                           (TimeoutError)
+    ├── LanguageModelError     the language model gave no answer that can be used
     ├── BusyError              not now; says after how many seconds to try again
     │   ├── OverloadedError    too much work is waiting
     │   └── UnavailableError   the model is not loaded, or the server is stopping
@@ -138,6 +139,10 @@ class FetchTooLargeError(FetchError):
 
 class FetchTimeoutError(FetchError, TimeoutError):
     """The file behind the URL did not come in time."""
+
+
+class LanguageModelError(WhisperlibError):
+    """The language model that cleans transcripts up gave no answer that can be used. `Enhancer` never raises it."""
 
 
 class BusyError(WhisperlibError):

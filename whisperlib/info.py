@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from whisperlib import __version__, _openmp, binding, encoder, models, system, variants
+from whisperlib import __version__, _openmp, binding, encoder, enhance, models, system, variants
 from whisperlib.binding import Candidate, Library
 from whisperlib.errors import WhisperlibError
 from whisperlib.settings import PREFIX, Settings, get_settings, without_credentials
@@ -34,7 +34,8 @@ def collect(*, probe: bool = True, parts: Collection[str] | None = None) -> dict
     """Return all of it, or these parts, ready for JSON; one that cannot be told holds `error` instead. Sizes are bytes.
 
     Where no library is loaded yet, `probe` chooses one as an adapter would and loads it. That runs its self-test if
-    this machine has not done so, which takes seconds; without `probe` only a loaded library is told of.
+    this machine has not done so, which takes seconds; without `probe` only a loaded library is told of. `enhancement`
+    asks the language model's server, if there is one, where its model runs.
     """
     tellers: dict[str, Callable[[], dict[str, Any]]] = {
         "versions": _versions,
@@ -45,6 +46,7 @@ def collect(*, probe: bool = True, parts: Collection[str] | None = None) -> dict
         "memory": memory,
         "models": lambda: _or_error(_models),
         "encoder": lambda: _or_error(_encoder),
+        "enhancement": lambda: _or_error(lambda: enhance.describe(get_settings())),
         "settings": lambda: _or_error(_settings),
     }
     return {part: tell() for part, tell in tellers.items() if parts is None or part in parts}

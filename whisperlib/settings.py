@@ -28,7 +28,7 @@ QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 Words = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
-_SECRET_FIELDS = {"api_keys"}
+_SECRET_FIELDS = {"api_keys", "llm_api_key"}
 _PLACE = re.compile(r"[/.~][^\0]*")  # a path, told from a mistyped word or URL
 _SECRETS = re.compile(r"(?<=//)\S*@|\?\S*")
 
@@ -190,6 +190,27 @@ class Settings(BaseSettings):
     failure_delay_seconds: float = _setting(
         "seconds", "So long a server without a model still says why before it exits.", default=5.0, ge=0, le=600
     )
+    llm_base_url: str | None = _setting(
+        "URL",
+        "Address of OpenAI's chat API, before `/chat/completions`, where transcripts are cleaned up; unset: nowhere.",
+        allowed="an http or https URL without a query",
+        default=None,
+        repr=False,  # it may hold a password
+    )
+    llm_model: str | None = _setting(
+        "name", "Language model that is asked there.", allowed="the name that its server knows it by", default=None
+    )
+    llm_temperature: float = _setting("temperature", "Temperature of the language model.", default=0.3, ge=0, le=2)
+    llm_timeout: float = _setting(
+        "seconds", "A clean-up that is not done by then has failed.", default=60.0, ge=0.1, le=3600
+    )
+    llm_api_key: SecretStr | None = _setting(
+        "key",
+        "Key of the language model's server, sent as `Authorization: Bearer KEY`.",
+        allowed="a word",
+        default=None,
+        repr=False,
+    )
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -206,15 +227,17 @@ class Settings(BaseSettings):
             raise ValueError("unknown name")
         return value
 
-    @pydantic.field_validator("artifact_url")
+    @pydantic.field_validator("artifact_url", "llm_base_url")
     @classmethod
-    def _web_address(cls, value: str) -> str:
+    def _web_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         parts = urlsplit(value)
         # To read the port raises ValueError where it is no number: a password with a slash looks like that.
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0 or re.search(r"\s", value):
             raise ValueError("not a web address")
-        if "?" in value:
-            raise ValueError("file names follow it")
+        if "?" in value or "#" in value:
+            raise ValueError("something follows it")
         return value.rstrip("/")
 
     @pydantic.field_validator("cache")
@@ -265,6 +288,13 @@ class Settings(BaseSettings):
         if not words or any(re.search(r"\s", word) for word in words):
             raise ValueError("not words separated by commas")
         return words
+
+    @pydantic.field_validator("llm_api_key")
+    @classmethod
+    def _one_word(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+            raise ValueError("not what a header can hold")
+        return value
 
     @pydantic.field_validator("host")
     @classmethod

@@ -36,6 +36,7 @@ def command(as_json: bool) -> None:
         ("CUDA", ((_words(name), value) for name, value in told["cuda"].items())),
         ("Models", _models(told["models"])),
         ("Encoder on the CPU", _encoder(told["encoder"])),
+        ("Clean-up of transcripts", ((_words(name), value) for name, value in told["enhancement"].items())),
         ("Settings", _settings(told["settings"])),
     ):
         click.echo(f"{title}\n" + "".join(f"  {name:<{_WIDTH}}{_shown(value)}\n" for name, value in lines))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from flask import Flask
 
+from whisperlib.enhance import Enhancer
 from whisperlib.fetch import Fetcher
-from whisperlib.web import errors, guard, log, metrics, running
+from whisperlib.web import enhancing, errors, guard, log, metrics, running
 from whisperlib.web.routes import docs, inference, openai, status, transcribe
 from whisperlib.web.service import EXTENSION, Service
 
@@ -25,6 +26,7 @@ def create_app(service: Service | None = None) -> Flask:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the order of the documentation
     app.extensions[EXTENSION] = service
     app.extensions[running.FETCHER] = Fetcher(service.settings)  # now, so that bad settings show at the start
+    app.extensions[enhancing.ENHANCER] = Enhancer.from_settings(service.settings)
     for part in (log, metrics, guard, errors):
         part.register(app)
     for room in (status, docs, transcribe, openai, inference):

@@ -21,6 +21,7 @@ import pydantic
 from flask import request
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from whisperlib.enhance import Mode
 from whisperlib.options import TranscribeOptions
 from whisperlib.web import stream
 from whisperlib.web.errors import ApiError
@@ -40,13 +41,14 @@ _NESTED = {name: model for name, field in Parameters.model_fields.items() if (mo
 
 @dataclass(frozen=True)
 class Asked:
-    """What a client asks for; `model` is None where it names none."""
+    """What a client asks for; `model` and `enhance` are None where it names none."""
 
     audio: Audio
     options: TranscribeOptions
     model: str | None
     response_format: Format
     stream: bool
+    enhance: Mode | None
 
 
 @contextmanager
@@ -81,6 +83,7 @@ def _asked(values: dict[str, Any], file: BinaryIO | None = None) -> Asked:
         model=values.get("model"),
         response_format=values.get("response_format", "json"),
         stream=values.get("stream", wants_events),
+        enhance=values.get("enhance"),
     )
 
 

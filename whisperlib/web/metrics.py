@@ -13,6 +13,7 @@ from prometheus_client.registry import Collector
 
 from whisperlib import system
 from whisperlib.cache import ResultCache, Stats
+from whisperlib.enhance import Enhancement
 from whisperlib.errors import UnavailableError
 from whisperlib.results import Transcription
 from whisperlib.web import log
@@ -59,6 +60,12 @@ class Metrics:
         self.fetched_bytes = Counter("whisper_fetched_bytes", "Bytes fetched from an audio_url.", registry=registry)
         self.fetch_seconds = Histogram(
             "whisper_fetch_seconds", "Time to fetch a file.", buckets=_SECONDS, registry=registry
+        )
+        self.enhancements = Counter(
+            "whisper_enhancements", "Clean-ups by a language model.", ["status"], registry=registry
+        )
+        self.enhancement_seconds = Histogram(
+            "whisper_enhancement_seconds", "Time of a clean-up.", buckets=_SECONDS, registry=registry
         )
 
 
@@ -138,6 +145,14 @@ def fetched(outcome: str, size_bytes: int = 0) -> None:
     metrics = current()
     metrics.fetches.labels(outcome).inc()
     metrics.fetched_bytes.inc(size_bytes)
+
+
+def enhanced(enhancement: Enhancement) -> None:
+    """Count a clean-up that has ended; the time of one that was skipped is none."""
+    metrics = current()
+    metrics.enhancements.labels(enhancement.status).inc()
+    if enhancement.status != "skipped":
+        metrics.enhancement_seconds.observe(enhancement.seconds)
 
 
 def _count(response: Response) -> Response:

@@ -9,6 +9,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from whisperlib import formats, results
+from whisperlib.enhance import Enhancement, Mode, Status
 from whisperlib.options import TranscribeOptions
 from whisperlib.web.running import Outcome
 
@@ -40,6 +41,14 @@ Parameters = pydantic.create_model(
     model=(str | None, Field(None, description="Name of the loaded model, the only one that is served.")),
     response_format=(Format, Field("json", description="How the answer is written.")),
     stream=(bool, Field(False, description="Answer with server-sent events while the work goes on.")),
+    enhance=(
+        Mode | None,
+        Field(
+            None,
+            description="Clean the text up by a language model: `auto` where the Whisper model is a small one; "
+            "left out: `auto` where the server has a language model, else `never`.",
+        ),
+    ),
 )
 
 Form = pydantic.create_model(
@@ -84,8 +93,17 @@ class VerboseSegment(Segment):
     no_speech_prob: float | None
 
 
+class CleanUp(_Answer):
+    """What a language model made of the text. `text` is null unless `status` is `enhanced`; `reason` says why."""
+
+    status: Status
+    text: str | None
+    reason: str | None
+    model: str | None
+
+
 class Timings(_Answer):
-    """Where the time went, in seconds. `total` counts from when the upload was there."""
+    """Where the time went, in seconds. `total` counts from when the upload was there; `enhance` is the clean-up."""
 
     fetch: float
     decode: float
@@ -93,6 +111,7 @@ class Timings(_Answer):
     vad: float
     inference: float
     total: float
+    enhance: float | None = None
 
 
 class Answer(_Answer):
@@ -101,7 +120,8 @@ class Answer(_Answer):
     `language` is a code, null where there was no speech; `duration` the length of the audio in seconds; `words` is
     there if they were asked for; `complete` is false where a deadline cut it short and `on_interrupt` is `partial`.
     `task` is there in `verbose_json`, whose segments tell more; `cached` where results are kept: whether the model did
-    not run for this request.
+    not run for this request. `enhancement` is there where a clean-up was asked for, or is the server's default; the
+    other texts are always the transcript's own.
     """
 
     text: str
@@ -114,9 +134,12 @@ class Answer(_Answer):
     complete: bool
     cached: bool | None = None
     timings: Timings
+    enhancement: CleanUp | None = None
 
 
-def answer(outcome: Outcome, *, verbose: bool = False, words: bool = False) -> dict[str, Any]:
+def answer(
+    outcome: Outcome, *, verbose: bool = False, words: bool = False, enhancement: Enhancement | None = None
+) -> dict[str, Any]:
     """Return an outcome in the form of `Answer`, ready for JSON."""
     result, spent = outcome.result, outcome.result.timings
     seconds = {
@@ -127,7 +150,7 @@ def answer(outcome: Outcome, *, verbose: bool = False, words: bool = False) -> d
         "inference": spent.inference,
         "total": outcome.total_seconds,
     }
-    fields = {
+    fields: dict[str, Any] = {
         "text": result.text,
         "language": result.language,
         "duration": round(result.duration, 3),
@@ -142,7 +165,16 @@ def answer(outcome: Outcome, *, verbose: bool = False, words: bool = False) -> d
         fields["task"] = result.task
     if words:
         fields["words"] = [formats.word_to_dict(word) for word in result.words]
+    if enhancement:
+        total = round(outcome.total_seconds + enhancement.seconds, 4)
+        fields["timings"] |= {"total": total, "enhance": round(enhancement.seconds, 4)}
+        fields["enhancement"] = clean_up(enhancement)
     return fields
+
+
+def clean_up(enhancement: Enhancement) -> dict[str, Any]:
+    """Return an enhancement in the form of `CleanUp`, ready for JSON."""
+    return {name: getattr(enhancement, name) for name in CleanUp.model_fields}
 
 
 def segment(one: results.Segment, *, words: bool = False) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
 from whisperlib import __version__
+from whisperlib.enhance import Enhancer
 from whisperlib.errors import OptionError
 from whisperlib.settings import Settings
 from whisperlib.web import guard, log
@@ -55,6 +56,7 @@ def serve(settings: Settings, make_app: MakeApp = create_app) -> None:
     Raises OptionError for an address that cannot be listened on, or may not without keys.
     """
     guard.check_exposure(settings)
+    Enhancer.from_settings(settings)  # here, so that one line says what is missing
     log.configure(settings)
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]

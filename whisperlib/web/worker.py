@@ -28,7 +28,7 @@ from gunicorn.http.errors import (  # type: ignore[import-untyped]
 )
 from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
-from whisperlib import binding
+from whisperlib import binding, enhance
 from whisperlib.errors import UnavailableError
 from whisperlib.web.connection import Connection, Head, send_problem
 from whisperlib.web.errors import ApiError, Problem, problem_of
@@ -89,6 +89,7 @@ class Worker(ThreadWorker):
     def run(self) -> None:
         """Start loading, and serve."""
         threading.Thread(target=self._load, name="load", daemon=True).start()
+        threading.Thread(target=enhance.log_where, args=(self.app.settings,), name="where", daemon=True).start()
         super().run()
 
     def is_parent_alive(self) -> bool:

@@ -1,0 +1,197 @@
+"""`Enhancer`: a transcript through a language model, piece by piece, and back only where it is a correction."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+from whisperlib.enhance import guard, pieces, prompt
+from whisperlib.enhance.client import LanguageModel
+from whisperlib.enhance.pieces import Piece
+from whisperlib.enhance.watch import Watch
+from whisperlib.errors import LanguageModelError, OptionError
+from whisperlib.options import CancelToken
+from whisperlib.settings import Settings, without_credentials
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["enhanced", "skipped", "failed"]
+
+MORE_TOKENS = 64  # for a short text
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """What came of a clean-up. `text` is there where `status` is `enhanced`, and None otherwise.
+
+    `reason` says why not; beside a text, which part of it is as it was, and why. `seconds` is the time that it took.
+    """
+
+    status: Status
+    text: str | None = None
+    reason: str | None = None
+    model: str | None = None
+    seconds: float = field(default=0.0, compare=False)
+
+
+class Enhancer:
+    """Has a language model correct transcripts. Safe to use from many threads.
+
+    `timeout_seconds` bounds the whole of a clean-up, however many pieces it has.
+    """
+
+    def __init__(self, model: LanguageModel, timeout_seconds: float = 60.0) -> None:
+        self.model = model
+        self.timeout_seconds = timeout_seconds
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Enhancer | None:
+        """Make the one that the settings describe, None where they name no server. Raises OptionError."""
+        if settings.llm_base_url is None:
+            return None
+        if settings.llm_model is None:
+            raise OptionError(
+                f"WHISPER_LLM_BASE_URL = {without_credentials(settings.llm_base_url)!r} is set and WHISPER_LLM_MODEL "
+                "is not: name the model that is to be asked there"
+            )
+        model = LanguageModel(
+            settings.llm_base_url,
+            settings.llm_model,
+            temperature=settings.llm_temperature,
+            api_key=settings.llm_api_key,
+        )
+        return cls(model, settings.llm_timeout)
+
+    def enhance(
+        self,
+        text: str,
+        language: str | None = None,
+        cancel: CancelToken | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Enhancement:
+        """Clean a transcript up; `language` is its code, and a smaller `timeout_seconds` goes before the own one."""
+        *_, enhancement = self._run(text, language, cancel, timeout_seconds, stream=False)
+        return cast(Enhancement, enhancement)
+
+    def stream(
+        self,
+        text: str,
+        language: str | None = None,
+        cancel: CancelToken | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Iterator[str | Enhancement]:
+        """Do as `enhance` does, giving the text as it is produced; the Enhancement comes last.
+
+        Only the Enhancement tells whether what came before it is a correction. To close the iterator hangs up.
+        """
+        return self._run(text, language, cancel, timeout_seconds, stream=True)
+
+    def _run(
+        self,
+        text: str,
+        language: str | None,
+        cancel: CancelToken | None,
+        timeout_seconds: float | None,
+        *,
+        stream: bool,
+    ) -> Generator[str | Enhancement, None, None]:
+        started = time.monotonic()
+        if not text.strip():
+            yield Enhancement("skipped", reason="there is no text", model=self.model.name)
+            return
+        seconds = self.timeout_seconds if timeout_seconds is None else min(timeout_seconds, self.timeout_seconds)
+        try:
+            with Watch(seconds, cancel) as watch:
+                work = _Work(self.model, language, watch, stream)
+                enhanced = yield from work.run([*pieces.split(text)])
+            status: Status = "failed" if enhanced is None else "enhanced"
+            reason = work.reason()
+        except LanguageModelError as error:
+            enhanced, status, reason = None, "failed", str(error)
+        spent = time.monotonic() - started
+        if status == "failed":
+            logger.warning("a transcript was not cleaned up by %s: %s", self.model.name, reason)
+        yield Enhancement(status, enhanced, reason, self.model.name, spent)
+
+
+class _Work:
+    """One transcript's way through the language model."""
+
+    def __init__(self, model: LanguageModel, language: str | None, watch: Watch, stream: bool) -> None:
+        self._model = model
+        self._language = language
+        self._watch = watch
+        self._stream = stream
+        self._n_pieces = 0
+        self._refusals: list[str] = []
+
+    def run(self, parts: list[Piece]) -> Generator[str, None, str | None]:
+        """Give the text as it comes; return the whole, in which what was refused is as it was; None if all was."""
+        self._n_pieces = len(parts)
+        corrected = []
+        for part in parts:
+            answer = yield from self._correct(part.text)
+            corrected.append(answer + part.gap)
+            if part.gap:
+                yield part.gap
+        return "".join(corrected) if len(self._refusals) < self._n_pieces else None
+
+    def reason(self) -> str | None:
+        """Say what was refused, and why first."""
+        if not self._refusals:
+            return None
+        if self._n_pieces == 1:
+            return f"the language model's answer was refused: {self._refusals[0]}"
+        kept = f"{len(self._refusals)} of {self._n_pieces} parts are as they were"
+        return f"{kept}: the language model's answer was refused: {self._refusals[0]}"
+
+    def _correct(self, source: str) -> Generator[str, None, str]:
+        asked = prompt.make(source, self._language)
+        answer, finish_reason = "", None
+        deltas = self._model.ask(asked.messages, max_tokens=_max_tokens(source), watch=self._watch, stream=self._stream)
+        with closing(deltas):
+            finish = _Finish(deltas)
+            for delta in _trimmed(finish):
+                answer += delta
+                yield delta
+                if guard.is_too_long(source, answer):
+                    break  # it hangs up: who has lost the thread may go on for ever
+            finish_reason = finish.reason
+        self._watch.check()
+        refusal = guard.why_refused(source, answer, finish_reason, asked.mark)
+        if refusal is None:
+            return answer
+        self._refusals.append(refusal)
+        return source
+
+
+class _Finish:
+    """Iterates over a generator and keeps what it returns."""
+
+    def __init__(self, deltas: Generator[str, None, str | None]) -> None:
+        self._deltas = deltas
+        self.reason: str | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        self.reason = yield from self._deltas
+
+
+def _trimmed(deltas: Iterable[str]) -> Iterator[str]:
+    """Leave out the space at both ends of a text that comes in parts."""
+    begun, space = False, ""
+    for delta in deltas:
+        text = space + delta if begun else delta.lstrip()
+        kept = text.rstrip()
+        space = text[len(kept) :]
+        if kept:
+            begun = True
+            yield kept
+
+
+def _max_tokens(source: str) -> int:
+    """Leave an answer as much room as its correction can need: no script takes more than two tokens for three bytes."""
+    return MORE_TOKENS + 2 * len(source.encode("utf-8", "replace")) // 3
