@@ -24,9 +24,11 @@ import pytest
 from click.testing import CliRunner, Result
 from pydantic import Field
 
+from tests.chat_server import ChatServer, chat_server
 from whisperlib import TranscribeOptions, VadOptions, WhisperLibraryAdapter, __version__, assets, formats, models
 from whisperlib.cli import COMMANDS, cli, engine, fields, transcribe
 from whisperlib.cli.common import Status
+from whisperlib.enhance import MODES
 from whisperlib.options import CancelToken
 from whisperlib.settings import get_settings
 
@@ -80,6 +82,11 @@ def run(*arguments: object, stdin: bytes = b"", **variables: str) -> subprocess.
         check=False,
         env=environment(**variables),
     )
+
+
+def use_language_model(monkeypatch: pytest.MonkeyPatch, server: ChatServer) -> None:
+    monkeypatch.setenv("WHISPER_LLM_BASE_URL", server.base_url)
+    monkeypatch.setenv("WHISPER_LLM_MODEL", "gemma3")
 
 
 def a_line(text: str, *parts: str) -> bool:
@@ -195,7 +202,7 @@ class TestOptions:
         recognition |= {f"vad_{name}" for name in VadOptions.model_fields}
         adapter = set(inspect.signature(WhisperLibraryAdapter.__init__).parameters) - {"self", "settings"}
         assert adapter == set(engine.NAMES)
-        own = {"response_format", "output_dir", "translate", "quiet", "verbose", "debug"}
+        own = {"response_format", "output_dir", "enhance", "translate", "quiet", "verbose", "debug"}
         assert set(self.options_of(transcribe.command)) == recognition | adapter | own
 
     def test_help_comes_from_the_fields_and_names_the_unit(self, invoke: Invoke) -> None:
@@ -329,6 +336,29 @@ class TestTranscribe:
         result = invoke("transcribe", "-q", "-o", tmp_path, "-", stdin=ONE.read_bytes())
         assert (result.exit_code, result.output) == (0, "")
         assert (tmp_path / "stdin.txt").read_text(encoding="utf-8") == f"{SAID[ONE]}\n"
+
+    def test_the_text_of_a_language_model(self, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = SAID[ONE].replace(".", "!")
+        with chat_server(lambda call: call.reply(right)) as server:
+            use_language_model(monkeypatch, server)
+            result = invoke("transcribe", ONE, "--enhance", "auto")
+        assert result.stdout == f"{right}\n"
+        assert f"{ONE}: cleaned up by gemma3" in result.stderr
+
+    def test_the_text_as_it_was_where_the_language_model_fails(
+        self, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        with chat_server(lambda call: call.reply("Roses and violets, all in a row.")) as server:
+            use_language_model(monkeypatch, server)
+            result = invoke("transcribe", ONE, "--enhance", "always", "-o", tmp_path)
+        assert result.exit_code == Status.OK
+        assert (tmp_path / f"{ONE.stem}.txt").read_text(encoding="utf-8") == f"{SAID[ONE]}\n"
+        assert f"{ONE}: not cleaned up: the language model's answer was refused" in result.stderr
+
+    def test_a_clean_up_needs_a_language_model_and_text(self, invoke: Invoke) -> None:
+        assert "WHISPER_LLM_BASE_URL" in invoke("transcribe", ONE, "--enhance", "auto").output
+        assert "--format is srt" in invoke("transcribe", ONE, "--enhance", "auto", "-f", "srt").output
+        assert transcribe.ENHANCE == MODES
 
     def test_several_in_json_are_lines(self, invoke: Invoke) -> None:
         result = invoke("transcribe", "-f", "json", "--concurrency", 2, "--threads", 1, ONE, SILENCE, TWO)

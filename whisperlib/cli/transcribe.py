@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -18,9 +18,14 @@ from whisperlib.cli import engine, fields
 from whisperlib.cli.common import SectionCommand, Status, audio_source, complain, say, verbosity
 from whisperlib.cli.progress import FileBars
 from whisperlib.errors import DeadlineExceeded, OptionError
+from whisperlib.settings import get_settings
+
+if TYPE_CHECKING:
+    from whisperlib.enhance import Enhancer, Mode
 
 SUFFIXES = {"json": ".json", "verbose_json": ".json", "text": ".txt", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
 ONE_AFTER_ANOTHER = ("text", "json", "verbose_json")  # what several files may give on stdout
+ENHANCE = ("never", "auto", "always")
 # Here, what the adapter gets is what each request gets; and nobody else makes it wait.
 LEFT_OUT = ("threads", "max_wait_seconds")
 
@@ -43,6 +48,12 @@ Job = tuple[str, "Path | None"]  # what to transcribe, and where to; None: to st
     metavar="DIRECTORY",
     help="Write one file for each input here, named after it; otherwise all goes to stdout.",
 )
+@click.option(
+    "--enhance",
+    type=click.Choice(ENHANCE),
+    default="never",
+    help="Clean the text up by the language model of WHISPER_LLM_BASE_URL; auto: where the Whisper model is small.",
+)
 @click.option("--translate", is_flag=True, help="The same as --task translate.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress and no summary.")
 @verbosity
@@ -54,6 +65,7 @@ def command(
     *,
     response_format: str,
     output_dir: Path | None,
+    enhance: Mode,
     translate: bool,
     quiet: bool,
     **given: Any,
@@ -63,15 +75,19 @@ def command(
     Only the result goes to stdout. `text` is a line for each segment, written as soon as it is settled; `json` and
     `verbose_json` are one line for each file. Errors and progress go to stderr. A file that cannot be transcribed
     does not stop the others; the exit status is that of the first such file.
+
+    With --enhance the text comes at once, as the language model corrected it; where it could not, as it was. stderr
+    says which.
     """
     # A profile gives its own defaults to what the command line leaves out.
     explicit = {name: given[name] for name in given if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
     options = _options({**explicit, "task": "translate"} if translate else explicit)
     jobs = _jobs(files, response_format, output_dir)
+    clean_up = _clean_up(enhance, response_format)
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)
     with engine.open_adapter(given, quiet=quiet) as whisper, FileBars(quiet) as bars:
-        run = _Run(whisper, options, response_format, bars, quiet)
+        run = _Run(whisper, options, response_format, bars, quiet, clean_up)
         run.transcribe(jobs)
     if output_dir and not quiet:
         say(f"{len(jobs) - run.failed} of {len(jobs)} files transcribed")
@@ -83,6 +99,41 @@ def _options(given: dict[str, Any]) -> TranscribeOptions:
         return TranscribeOptions(**fields.values(TranscribeOptions, given, leave_out=LEFT_OUT))
     except OptionError as error:
         raise click.UsageError(str(error)) from None
+
+
+def _clean_up(mode: Mode, response_format: str) -> _CleanUp | None:
+    if mode == "never":
+        return None
+    if response_format != "text":
+        raise click.UsageError(f"--enhance gives text, and --format is {response_format}")
+    from whisperlib.enhance import Enhancer  # noqa: PLC0415  (it imports the HTTP client)
+
+    enhancer = Enhancer.from_settings(get_settings())
+    if enhancer is None:
+        raise OptionError("--enhance needs a language model: set WHISPER_LLM_BASE_URL and WHISPER_LLM_MODEL")
+    return _CleanUp(enhancer, mode)
+
+
+@dataclass(frozen=True)
+class _CleanUp:
+    """Has a language model correct a result, and says on stderr what came of it."""
+
+    enhancer: Enhancer
+    mode: Mode
+
+    def lines(self, result: Transcription, name: str) -> str:
+        from whisperlib.enhance import why_not  # noqa: PLC0415  (the same)
+
+        if reason := why_not(self.mode, result.model):
+            say(f"{name}: not cleaned up: {reason}")
+            return _lines(result.segments)
+        language = "en" if result.task == "translate" else result.language
+        enhancement = self.enhancer.enhance(result.text, language)
+        if enhancement.text is None:
+            say(f"{name}: not cleaned up: {enhancement.reason}")
+            return _lines(result.segments)
+        say(f"{name}: cleaned up by {enhancement.model}{f'; {enhancement.reason}' if enhancement.reason else ''}")
+        return f"{enhancement.text}\n"
 
 
 def _jobs(files: Sequence[str], response_format: str, output_dir: Path | None) -> list[Job]:
@@ -132,6 +183,7 @@ class _Run:
     response_format: str
     bars: FileBars
     quiet: bool
+    clean_up: _CleanUp | None = None
     status: Status = Status.OK
     failed: int = 0
 
@@ -158,7 +210,7 @@ class _Run:
         try:
             if isinstance(started.outcome, Exception):
                 raise started.outcome
-            result = self.deliver(started.outcome, started.target)
+            result = self.deliver(started.outcome, started.target, name)
             if not result.complete:
                 raise DeadlineExceeded("the deadline has passed; what was finished by then is written")
             if started.target and not self.quiet:
@@ -173,15 +225,21 @@ class _Run:
         finally:
             started.remove_bar()
 
-    def deliver(self, stream: TranscriptionStream, target: Path | None) -> Transcription:
-        if target is None and self.response_format == "text":
+    def deliver(self, stream: TranscriptionStream, target: Path | None, name: str) -> Transcription:
+        if self.clean_up:
+            self.write(target, self.clean_up.lines(stream.result, name))
+        elif target is None and self.response_format == "text":
             for segment in stream:
                 self.to_stdout(_lines([segment]))
-        elif target is None:
-            self.to_stdout(_rendered(stream.result, self.response_format))
         else:
-            _write(target, _rendered(stream.result, self.response_format))
+            self.write(target, _rendered(stream.result, self.response_format))
         return stream.result
+
+    def write(self, target: Path | None, text: str) -> None:
+        if target is None:
+            self.to_stdout(text)
+        else:
+            _write(target, text)
 
     def to_stdout(self, text: str) -> None:
         with self.bars.hidden():
