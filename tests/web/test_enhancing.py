@@ -21,7 +21,8 @@ from tests.web.test_metrics import value
 from tests.web.test_running import AUDIO, TEXT
 from tests.web.test_transcribe import error_of, events_of, post
 from whisperlib import assets
-from whisperlib.enhance import why_not
+from whisperlib.enhance import Enhancement, Enhancer, why_not
+from whisperlib.options import CancelToken
 from whisperlib.web import enhancing, openapi, schemas
 from whisperlib.web.service import Service
 
@@ -151,15 +152,17 @@ def test_a_stream_has_its_own_events_first(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
+    ("answer", "timeout_seconds", "reason"),
     [
-        (lambda call: call.send(b"no", 500), "answered 500"),
-        (lambda call: call.reply(POEM), "refused"),
-        (stall, "not done within"),
+        (lambda call: call.send(b"no", 500), WAIT_SECONDS, "answered 500"),
+        (lambda call: call.reply(POEM), WAIT_SECONDS, "refused"),
+        (stall, 0.5, "not done within"),
     ],
 )
-def test_a_language_model_that_fails_costs_no_transcript(make_app: MakeApp, answer: Any, reason: str) -> None:
-    with client_of(make_app, answer, llm_timeout=0.5) as (client, _):
+def test_a_language_model_that_fails_costs_no_transcript(
+    make_app: MakeApp, answer: Any, timeout_seconds: float, reason: str
+) -> None:
+    with client_of(make_app, answer, llm_timeout=timeout_seconds) as (client, _):
         told = post(client).get_json()
         assert told["text"] == TEXT
         assert (told["enhancement"]["status"], told["enhancement"]["text"]) == ("failed", None)
@@ -170,11 +173,22 @@ def test_a_language_model_that_fails_costs_no_transcript(make_app: MakeApp, answ
         assert reason in events[-1][1]["reason"]
 
 
-def test_the_deadline_of_the_request_counts_for_the_clean_up(make_app: MakeApp) -> None:
-    with client_of(make_app, stall, request_timeout_seconds=3) as (client, _):
-        told = post(client).get_json()
-    assert told["text"] == TEXT
-    assert "not done within" in told["enhancement"]["reason"]
+def test_the_deadline_of_the_request_counts_for_the_clean_up(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def enhance(_self: Enhancer, _text: str, _language: str, _cancel: CancelToken, seconds: float) -> Enhancement:
+        given.append(seconds)
+        return Enhancement("failed")
+
+    # What an enhancer does with it is its own tests' concern.
+    monkeypatch.setattr(Enhancer, "enhance", enhance)
+    with client_of(make_app, correct, request_timeout_seconds=1000, llm_timeout=3600) as (client, _):
+        post(client)
+        post(client, timeout_seconds="500")
+    assert 500 < given[0] < 1000
+    assert 0 < given[1] < 500
 
 
 def test_a_clean_up_holds_no_slot(make_app: MakeApp) -> None:
