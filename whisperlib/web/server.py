@@ -61,6 +61,7 @@ def serve(settings: Settings, make_app: MakeApp = create_app) -> None:
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the master can take them
     logger.info("whisperlib %s listens at %s and loads %s", __version__, where, settings.model_size)
     _Server(settings, listener, make_app).run()
 
@@ -146,6 +147,11 @@ class _Master(Arbiter):
         super().__init__(server)
         self._stopping = False
         self._ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+    def init_signals(self) -> None:
+        """Take signals, also those that have come since the server said where it listens."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def signal(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal. While it stops, Gunicorn hurries on SIGQUIT only."""
