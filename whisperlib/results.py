@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 Task = Literal["transcribe", "translate"]
 CacheUse = Literal["off", "hit", "miss", "shared"]
@@ -27,6 +27,9 @@ class Word:
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token of the text as its bytes, which may be a part of a character, and its natural log probability (≤ 0)."""
+
+    # JSON has no bytes.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"ser_json_bytes": "base64", "val_json_bytes": "base64"}
 
     data: bytes
     logprob: float

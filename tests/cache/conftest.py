@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from tests.web.running_server import free_port, wait_until
-from whisperlib.results import Segment, Transcription, Word
+from whisperlib.results import Segment, TokenLogprob, Transcription, Word
 
 PASSWORD = "not-to-be-told"  # noqa: S105  (of a server of its own, for a test)
 StartRedis = Callable[[int], AbstractContextManager[str]]
@@ -22,7 +22,9 @@ StartRedis = Callable[[int], AbstractContextManager[str]]
 
 def make_result(text: str = "Hello.") -> Transcription:
     words = (Word(text, 0.1, 0.7, 0.1 + 0.2),)
-    segment = Segment(0, 0.1, 0.7, text, (1, 2), -0.25, 0.9, 1e-9, None, 1.1, words, "")
+    segment = Segment(
+        0, 0.1, 0.7, text, (1, 2), -0.25, 0.9, 1e-9, None, 1.1, words, "", (TokenLogprob(b"\xe4\xb8", -0.25),)
+    )
     return Transcription(text, (segment,), "de", 1.2345678901234567, "translate", "micro", dropped_windows=2)
 
 

@@ -32,6 +32,7 @@ MATTERS: dict[str, Any] = {
     "max_segment_length": 40,
     "offset_seconds": 0.5,
     "duration_seconds": 0.5,
+    "suppress_non_speech": True,
     "vad": False,
     "vad_options": VadOptions(threshold=0.4),
     "audio_ctx": 512,

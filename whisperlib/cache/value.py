@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict
 
 import pydantic
 
 from whisperlib.results import Transcription
 
-_READER = pydantic.TypeAdapter(Transcription)
-_LEFT_OUT = ("timings", "cache")  # those of the request that made it, and of no other
+_JSON = pydantic.TypeAdapter(Transcription)
+_LEFT_OUT = {"timings", "cache"}  # those of the request that made it, and of no other
 
 
 def encode(result: Transcription) -> bytes:
     """Write a result."""
-    fields = {name: value for name, value in asdict(result).items() if name not in _LEFT_OUT}
-    text = json.dumps(fields, separators=(",", ":")).encode()
+    text = _JSON.dump_json(result, exclude=_LEFT_OUT)
     return b"\n".join((_digest(text), text))
 
 
@@ -27,7 +24,7 @@ def decode(value: bytes) -> Transcription | None:
     if digest != _digest(text):
         return None
     try:
-        return _READER.validate_json(text)
+        return _JSON.validate_json(text)
     except pydantic.ValidationError:  # written by another version
         return None
 
