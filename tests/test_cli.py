@@ -10,6 +10,7 @@ import logging
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +27,9 @@ from pydantic import Field
 
 from tests.chat_server import ChatServer, chat_server
 from whisperlib import TranscribeOptions, VadOptions, WhisperLibraryAdapter, __version__, assets, formats, models
-from whisperlib.cli import COMMANDS, cli, engine, fields, transcribe
+from whisperlib.cli import COMMANDS, cli, engine, fields, jobs, transcribe
 from whisperlib.cli.common import Status
+from whisperlib.cli.progress import FolderBar
 from whisperlib.enhance import MODES
 from whisperlib.options import CancelToken
 from whisperlib.settings import get_settings
@@ -202,7 +204,8 @@ class TestOptions:
         recognition |= {f"vad_{name}" for name in VadOptions.model_fields}
         adapter = set(inspect.signature(WhisperLibraryAdapter.__init__).parameters) - {"self", "settings"}
         assert adapter == set(engine.NAMES)
-        own = {"response_format", "output_dir", "enhance", "translate", "quiet", "verbose", "debug"}
+        own = {"response_format", "output_dir", "recursive", "overwrite", "enhance", "translate", "quiet"}
+        own |= {"verbose", "debug"}
         assert set(self.options_of(transcribe.command)) == recognition | adapter | own
 
     def test_help_comes_from_the_fields_and_names_the_unit(self, invoke: Invoke) -> None:
@@ -300,7 +303,7 @@ class TestOptions:
 class TestTranscribe:
     def test_every_format_has_a_suffix(self, tmp_path: Path) -> None:
         for response_format in formats.FORMATS:
-            [(_, target)] = transcribe._jobs(["a/talk.1.mp3"], response_format, tmp_path)
+            [(_, target)] = jobs.of_files(["a/talk.1.mp3"], response_format, tmp_path)
             suffix = {"text": "txt", "verbose_json": "json"}.get(response_format, response_format)
             assert target == tmp_path / f"talk.1.{suffix}"
 
@@ -478,6 +481,88 @@ class TestTranscribe:
         result = invoke("transcribe", ONE)
         assert result.exit_code == Status.FAILURE
         assert a_line(result.stderr, "internal error: KeyError")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two clips, one of them in a folder within, beside what is no audio, what is hidden, and a damaged file."""
+    audio = tmp_path / "audio"
+    (audio / "within").mkdir(parents=True)
+    (audio / ".hidden").mkdir()
+    shutil.copy(ONE, audio / f"one{ONE.suffix}")
+    for place in ("within", ".hidden"):
+        shutil.copy(TWO, audio / place / f"two{TWO.suffix.upper()}")
+    (audio / "damaged.mp3").write_bytes(b"no audio")
+    (audio / "notes.txt").write_text("no audio either", encoding="utf-8")
+    return audio
+
+
+class TestFolders:
+    def test_texts_lie_beside_the_audio_and_failures_are_summed_up(self, invoke: Invoke, folder: Path) -> None:
+        result = invoke("transcribe", folder, "--recursive", "--concurrency", 2, "--threads", 1)
+        assert (result.exit_code, result.stdout) == (Status.INPUT, "")
+        assert (folder / "one.txt").read_text(encoding="utf-8").split() == SAID[ONE].split()
+        assert (folder / "within" / "two.txt").read_text(encoding="utf-8").split() == SAID[TWO].split()
+        assert not (folder / "damaged.txt").exists()
+        assert not list((folder / ".hidden").glob("*.txt"))
+        assert result.stderr.endswith(f"2 of 3 files transcribed\n  failed: {folder / 'damaged.mp3'}\n")
+
+    def test_it_goes_on_where_it_stopped(self, invoke: Invoke, folder: Path) -> None:
+        (folder / "damaged.mp3").unlink()
+        (folder / "one.txt").write_text("mine", encoding="utf-8")
+        result = invoke("transcribe", folder, "-r")
+        assert result.exit_code == Status.OK
+        assert (folder / "one.txt").read_text(encoding="utf-8") == "mine"
+        assert result.stderr.endswith("1 of 1 files transcribed, 1 were before\n")
+        again = invoke("transcribe", folder, "-r", "--model", folder / "is-not-loaded.bin")
+        assert (again.exit_code, again.stdout) == (Status.OK, "")
+        assert "all 2 files were transcribed before" in again.stderr
+        assert invoke("transcribe", folder, "--overwrite", "-q").exit_code == Status.OK
+        assert (folder / "one.txt").read_text(encoding="utf-8").split() == SAID[ONE].split()
+
+    def test_only_its_own_files_without_recursive(self, invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+        invoke("transcribe", folder, "-f", "srt", "-o", tmp_path / "out")
+        assert [path.name for path in (tmp_path / "out").rglob("*.srt")] == ["one.srt"]
+
+    def test_output_has_the_same_folders_and_keeps_namesakes_apart(
+        self, invoke: Invoke, folder: Path, tmp_path: Path
+    ) -> None:
+        (folder / "damaged.mp3").unlink()
+        shutil.copy(ONE, folder / "within" / f"two{ONE.suffix}x.wav")
+        shutil.copy(ONE, folder / "one.wav")
+        out = tmp_path / "out"
+        assert invoke("transcribe", folder, folder, "-r", "-o", out).exit_code == Status.OK
+        made = {str(path.relative_to(out)) for path in out.rglob("*.txt")}
+        assert made == {f"one{ONE.suffix}.txt", "one.wav.txt", "within/two.txt", f"within/two{ONE.suffix}x.txt"}
+
+    def test_bad_usage(self, invoke: Invoke, folder: Path, tmp_path: Path) -> None:
+        empty, out = tmp_path / "empty", tmp_path / "out"
+        (empty / "within").mkdir(parents=True)
+        other = shutil.copytree(folder, tmp_path / "other")
+        for arguments, problem in (
+            ([ONE, "--recursive"], "--recursive is for folders"),
+            ([ONE, "--overwrite"], "--overwrite is for folders"),
+            ([empty], "no audio files in"),
+            ([empty, "-r"], "no audio files in"),
+            ([folder, ONE], "need --output-dir"),
+            ([folder, other, "-o", out], "would both become"),
+        ):
+            result = invoke("transcribe", *arguments)
+            assert (result.exit_code, result.stdout) == (Status.USAGE, "")
+            assert problem in result.stderr
+        assert not out.exists()
+
+
+class TestFolderBar:
+    def test_one_bar_counts_files_and_what_is_done_of_those_on_their_way(self) -> None:
+        bar = FolderBar(quiet=True, n_files=4)
+        (first, end_first), (second, _) = bar.add("a"), bar.add("b")
+        first(0.5)
+        second(0.25)
+        (task,) = bar._bars.tasks
+        assert (task.completed, task.total, task.description) == (0.75, 4.0, "0 of 4 files")
+        end_first()
+        assert (task.completed, task.description) == (1.25, "1 of 4 files")
 
 
 class TestDetect:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -66,6 +67,40 @@ class FileBars:
             yield
         finally:
             self._bars.start()
+
+
+class FolderBar(FileBars):
+    """One bar for all files of folders, however many are on their way at once."""
+
+    def __init__(self, quiet: bool, n_files: int) -> None:
+        super().__init__(quiet)
+        self._lock = threading.Lock()
+        self._n_files = n_files
+        self._n_ended = 0
+        self._fractions: dict[object, float] = {}  # of those on their way
+        self._task = self._bars.add_task("", total=float(n_files))
+        self._show()
+
+    def add(self, name: str) -> tuple[Callable[[float], None], Callable[[], None]]:
+        """Count a file in; return what takes the fraction done, 0 to 1, and what counts it as ended."""
+        file = object()
+
+        def report(done: float) -> None:
+            with self._lock:
+                self._fractions[file] = done
+                self._show()
+
+        def end() -> None:
+            with self._lock:
+                self._fractions.pop(file, None)
+                self._n_ended += 1
+                self._show()
+
+        return report, end
+
+    def _show(self) -> None:
+        done = self._n_ended + sum(self._fractions.values())
+        self._bars.update(self._task, completed=done, description=f"{self._n_ended} of {self._n_files} files")
 
 
 @contextmanager

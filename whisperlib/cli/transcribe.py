@@ -6,7 +6,7 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +14,19 @@ import click
 from click.core import ParameterSource
 
 from whisperlib import Segment, TranscribeOptions, Transcription, TranscriptionStream, WhisperLibraryAdapter, formats
-from whisperlib.cli import engine, fields
+from whisperlib.cli import engine, fields, jobs
 from whisperlib.cli.common import SectionCommand, Status, audio_source, complain, say, verbosity
-from whisperlib.cli.progress import FileBars
+from whisperlib.cli.jobs import Job, name_of
+from whisperlib.cli.progress import FileBars, FolderBar
 from whisperlib.errors import DeadlineExceeded, OptionError
 from whisperlib.settings import get_settings
 
 if TYPE_CHECKING:
     from whisperlib.enhance import Enhancer, Mode
 
-SUFFIXES = {"json": ".json", "verbose_json": ".json", "text": ".txt", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
-ONE_AFTER_ANOTHER = ("text", "json", "verbose_json")  # what several files may give on stdout
 ENHANCE = ("never", "auto", "always")
 # Here, what the adapter gets is what each request gets; and nobody else makes it wait.
 LEFT_OUT = ("threads", "max_wait_seconds")
-
-Job = tuple[str, "Path | None"]  # what to transcribe, and where to; None: to stdout
 
 
 @click.command(
@@ -46,8 +43,11 @@ Job = tuple[str, "Path | None"]  # what to transcribe, and where to; None: to st
     "--output-dir",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIRECTORY",
-    help="Write one file for each input here, named after it; otherwise all goes to stdout.",
+    help="Write one file for each input here, named after it; otherwise all goes to stdout, or, of folders, beside the "
+    "audio.",
 )
+@click.option("-r", "--recursive", is_flag=True, help="Take the folders within a folder, too.")
+@click.option("--overwrite", is_flag=True, help="Do what folders hold anew; otherwise what is there is left.")
 @click.option(
     "--enhance",
     type=click.Choice(ENHANCE),
@@ -65,16 +65,21 @@ def command(
     *,
     response_format: str,
     output_dir: Path | None,
+    recursive: bool,
+    overwrite: bool,
     enhance: Mode,
     translate: bool,
     quiet: bool,
     **given: Any,
 ) -> None:
-    """Transcribe audio and video files; - is stdin.
+    """Transcribe audio and video files, and those that folders hold; - is stdin.
 
     Only the result goes to stdout. `text` is a line for each segment, written as soon as it is settled; `json` and
     `verbose_json` are one line for each file. Errors and progress go to stderr. A file that cannot be transcribed
     does not stop the others; the exit status is that of the first such file.
+
+    What a folder holds is written beside the audio, or below --output-dir. To repeat the command goes on where it
+    stopped: a result that is there is not made again.
 
     With --enhance the text comes at once, as the language model corrected it; where it could not, as it was. stderr
     says which.
@@ -82,16 +87,28 @@ def command(
     # A profile gives its own defaults to what the command line leaves out.
     explicit = {name: given[name] for name in given if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
     options = _options({**explicit, "task": "translate"} if translate else explicit)
-    jobs = _jobs(files, response_format, output_dir)
+    work = _work(files, response_format, output_dir, recursive=recursive, overwrite=overwrite)
     clean_up = _clean_up(enhance, response_format)
     if output_dir:
         output_dir.mkdir(parents=True, exist_ok=True)
-    with engine.open_adapter(given, quiet=quiet) as whisper, FileBars(quiet) as bars:
+    if not work.jobs:
+        say(f"all {work.n_done_before} files were transcribed before; --overwrite does them anew")
+        return
+    bars = FolderBar(quiet, len(work.jobs)) if work.of_folders else FileBars(quiet)
+    with engine.open_adapter(given, quiet=quiet) as whisper, bars:
         run = _Run(whisper, options, response_format, bars, quiet, clean_up)
-        run.transcribe(jobs)
-    if output_dir and not quiet:
-        say(f"{len(jobs) - run.failed} of {len(jobs)} files transcribed")
+        run.transcribe(work.jobs)
+    if not quiet and (output_dir or work.of_folders):
+        _sum_up(work, run)
     ctx.exit(run.status)
+
+
+def _sum_up(work: _Work, run: _Run) -> None:
+    before = f", {work.n_done_before} were before" if work.n_done_before else ""
+    say(f"{len(work.jobs) - len(run.failed)} of {len(work.jobs)} files transcribed{before}")
+    if work.of_folders:
+        for source in run.failed:
+            say(f"  failed: {source}")
 
 
 def _options(given: dict[str, Any]) -> TranscribeOptions:
@@ -136,29 +153,44 @@ class _CleanUp:
         return f"{enhancement.text}\n"
 
 
-def _jobs(files: Sequence[str], response_format: str, output_dir: Path | None) -> list[Job]:
-    """Pair every file with its target. Raises UsageError where two would mix, or a source be overwritten."""
-    if files.count("-") > 1:
-        raise click.UsageError("stdin (-) can be read once only")
-    if output_dir is None:
-        if len(files) > 1 and response_format not in ONE_AFTER_ANOTHER:
-            raise click.UsageError(f"several files as {response_format} need --output-dir")
-        return [(file, None) for file in files]
-    sources = {Path(file).resolve() for file in files}
-    jobs: list[Job] = []
-    taken: dict[Path, str] = {}
-    for file in files:
-        target = output_dir / f"{Path(_name(file)).stem}{SUFFIXES[response_format]}"
-        if target in taken:
+@dataclass
+class _Work:
+    """What is to be done. `n_done_before` results of folders were there already; `of_folders`: folders were named."""
+
+    jobs: list[Job]
+    n_done_before: int = 0
+    of_folders: bool = False
+
+
+def _work(
+    files: Sequence[str], response_format: str, output_dir: Path | None, *, recursive: bool, overwrite: bool
+) -> _Work:
+    folders = [file for file in files if file != "-" and Path(file).is_dir()]
+    named = jobs.of_files([file for file in files if file not in folders], response_format, output_dir)
+    if not folders:
+        for flag, given in (("--recursive", recursive), ("--overwrite", overwrite)):
+            if given:
+                raise click.UsageError(f"{flag} is for folders, and there is none among {', '.join(files)}")
+        return _Work(named)
+    if output_dir is None and named:
+        raise click.UsageError("files and folders together need --output-dir")
+    found = dict.fromkeys(  # a folder may be named twice, or lie in another
+        job
+        for folder in folders
+        for job in jobs.of_folder(Path(folder), response_format, output_dir, recursive=recursive)
+    )
+    _refuse_two_into_one([*named, *found])
+    left = [job for job in found if overwrite or not (job.target and job.target.exists())]
+    return _Work([*named, *left], len(found) - len(left), of_folders=True)
+
+
+def _refuse_two_into_one(all_jobs: Sequence[Job]) -> None:
+    taken: dict[Path | None, str] = {}
+    for source, target in all_jobs:
+        if taken.setdefault(target, source) != source:
             raise click.UsageError(
-                f"{_name(taken[target])} and {_name(file)} would both become {target}: transcribe them one by one, "
-                "into different directories"
+                f"{taken[target]} and {source} would both become {target}: take one folder at a time"
             )
-        if target.resolve() in sources:
-            raise click.UsageError(f"{target} would overwrite an input: choose another --output-dir")
-        taken[target] = file
-        jobs.append((file, target))
-    return jobs
 
 
 @dataclass
@@ -175,7 +207,7 @@ class _Started:
 class _Run:
     """Takes files through an adapter, as many at once as it runs, and delivers them in their order.
 
-    `status` is that of the first file that failed, `failed` how many did.
+    `status` is that of the first file that failed, `failed` are all that did.
     """
 
     whisper: WhisperLibraryAdapter
@@ -185,11 +217,11 @@ class _Run:
     quiet: bool
     clean_up: _CleanUp | None = None
     status: Status = Status.OK
-    failed: int = 0
+    failed: list[str] = field(default_factory=list)
 
-    def transcribe(self, jobs: list[Job]) -> None:
+    def transcribe(self, work: Sequence[Job]) -> None:
         running: deque[_Started] = deque()
-        for source, target in jobs:
+        for source, target in work:
             if len(running) == self.whisper.config.concurrency:
                 self.finish(running.popleft())
             running.append(self.start(source, target))
@@ -197,7 +229,7 @@ class _Run:
             self.finish(running.popleft())
 
     def start(self, source: str, target: Path | None) -> _Started:
-        progress, remove_bar = self.bars.add(Path(_name(source)).name)
+        progress, remove_bar = self.bars.add(Path(name_of(source)).name)
         outcome: TranscriptionStream | Exception
         try:
             outcome = self.whisper.stream(audio_source(source), self.options, progress=progress)
@@ -206,7 +238,7 @@ class _Run:
         return _Started(source, target, outcome, remove_bar)
 
     def finish(self, started: _Started) -> None:
-        name = _name(started.source)
+        name = name_of(started.source)
         try:
             if isinstance(started.outcome, Exception):
                 raise started.outcome
@@ -221,7 +253,7 @@ class _Run:
         except Exception as error:
             status = complain(error, name)
             self.status = self.status or status
-            self.failed += 1
+            self.failed.append(name)
         finally:
             started.remove_bar()
 
@@ -261,13 +293,10 @@ def _lines(segments: Iterable[Segment]) -> str:
 
 def _write(target: Path, text: str) -> None:
     """Write a file that appears under its name when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{uuid.uuid4().hex}.part")
     try:
         scratch.write_bytes(text.encode("utf-8", "replace"))
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _name(source: str) -> str:
-    return "stdin" if source == "-" else source
