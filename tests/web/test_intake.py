@@ -112,6 +112,7 @@ def test_every_option_but_the_servers_own_can_be_set_in_every_way(app: Flask) ->
         "carry_initial_prompt": True,
         "condition_on_previous_text": False,
         "word_timestamps": True,
+        "suppress_non_speech": True,
         "max_segment_length": 20,
         "offset_seconds": 1.5,
         "duration_seconds": 3.0,
