@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.web.running_server import wait_until
-from whisperlib import WhisperLibraryAdapter, assets
+from whisperlib import assets
+from whisperlib.engine import Engine
 
 WAIT_SECONDS = 60.0  # on a busy machine
 
 
 @contextmanager
-def busy(adapter: WhisperLibraryAdapter) -> Iterator[threading.Event]:
+def busy(adapter: Engine) -> Iterator[threading.Event]:
     """Hold one of the adapter's slots until the block ends, or the event that it gives is set."""
     held, release = threading.Event(), threading.Event()
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 from flask import Flask, current_app, g, request
 
-from whisperlib.adapter import WhisperLibraryAdapter
+from whisperlib.engine import Engine
 from whisperlib.errors import (
     ClosedError,
     DeadlineExceeded,
@@ -82,7 +82,7 @@ class Admission:
     """A request that was let in. `stop` stops its work; `gone` is cancelled when its client has gone."""
 
     app: Flask
-    adapter: WhisperLibraryAdapter
+    adapter: Engine
     settings: Settings
     stop: CancelToken
     gone: CancelToken
@@ -263,7 +263,7 @@ def _no_audio_in_time() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline has passed before the audio was there")
 
 
-def _check_wait(adapter: WhisperLibraryAdapter, most: float) -> None:
+def _check_wait(adapter: Engine, most: float) -> None:
     wait = adapter.workload().wait_seconds
     if wait > most:
         raise OverloadedError(

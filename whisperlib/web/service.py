@@ -10,7 +10,8 @@ from typing import Literal
 
 from flask import current_app
 
-from whisperlib.adapter import WhisperLibraryAdapter
+from whisperlib import engine
+from whisperlib.engine import Engine
 from whisperlib.errors import OverloadedError, UnavailableError, WhisperlibError
 from whisperlib.options import CancelToken
 from whisperlib.settings import Settings, get_settings
@@ -31,12 +32,10 @@ class Service:
     UnavailableError.
     """
 
-    def __init__(
-        self, settings: Settings | None = None, load: Callable[[], WhisperLibraryAdapter] | None = None
-    ) -> None:
+    def __init__(self, settings: Settings | None = None, load: Callable[[], Engine] | None = None) -> None:
         self.settings = settings or get_settings()
-        self._load = load or (lambda: WhisperLibraryAdapter(settings=self.settings))
-        self._adapter: WhisperLibraryAdapter | None = None
+        self._load = load or (lambda: engine.start(settings=self.settings))
+        self._adapter: Engine | None = None
         self._phase: Phase = "loading"
         self._reason: str | None = None
         self._changed = threading.Condition()
@@ -59,7 +58,7 @@ class Service:
         return len(self._in_flight)
 
     @property
-    def adapter(self) -> WhisperLibraryAdapter:
+    def adapter(self) -> Engine:
         """The loaded adapter. Raises UnavailableError while there is none."""
         if self._adapter is None:
             raise UnavailableError(self._why_none(), RETRY_SECONDS)

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel, Field, RootModel
 
 from whisperlib import formats
-from whisperlib.adapter import WhisperLibraryAdapter
+from whisperlib.engine import Engine
 from whisperlib.options import MAX_PROMPT_CHARACTERS, Profile, TranscribeOptions, VadOptions
 from whisperlib.results import Segment, Task
 from whisperlib.web import form, running, schemas, stream, text
@@ -183,18 +183,18 @@ def model(model_id: str) -> Response:
     raise _no_such_model(model_id, adapter)
 
 
-def _models(adapter: WhisperLibraryAdapter) -> list[Model]:
+def _models(adapter: Engine) -> list[Model]:
     created = int(adapter.config.path.stat().st_mtime)
     return [Model(id=name, created=created) for name in (adapter.config.model, ALIAS)]
 
 
-def _check_model(adapter: WhisperLibraryAdapter) -> None:
+def _check_model(adapter: Engine) -> None:
     wanted = form.text("model")
     if wanted not in {None, ALIAS, adapter.config.model}:
         raise _no_such_model(str(wanted), adapter)
 
 
-def _no_such_model(name: str, adapter: WhisperLibraryAdapter) -> ApiError:
+def _no_such_model(name: str, adapter: Engine) -> ApiError:
     message = f"the model {name[:100]!r} is not served here: ask for {adapter.config.model!r} or {ALIAS!r}"
     return ApiError(404, message, code="model_not_found", param="model")
 

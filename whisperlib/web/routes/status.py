@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from whisperlib import __version__, info
-from whisperlib.adapter import WhisperLibraryAdapter
+from whisperlib.engine import Engine
 from whisperlib.errors import UnavailableError
 from whisperlib.web import metrics
 from whisperlib.web.openapi import describe
@@ -126,13 +126,13 @@ def index() -> Response:
     return response
 
 
-def _adapter() -> WhisperLibraryAdapter | None:
+def _adapter() -> Engine | None:
     try:
         return current_service().adapter
     except UnavailableError:
         return None
 
 
-def _model(adapter: WhisperLibraryAdapter) -> dict[str, Any]:
+def _model(adapter: Engine) -> dict[str, Any]:
     config = asdict(adapter.config)
     return {name: str(value) if name in {"path", "library_directory"} else value for name, value in config.items()}
