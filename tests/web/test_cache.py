@@ -48,7 +48,7 @@ def test_without_a_cache_an_answer_is_as_ever(client: FlaskClient) -> None:
     for _ in range(2):
         answer = post(client)
         assert answer.headers[HEADER] == "off"
-        assert list(told(answer)) == ["text", "language", "duration", "segments", "model", "complete", "timings"]
+        assert list(told(answer)) == ["id", "text", "language", "duration", "segments", "model", "complete", "timings"]
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/inference"])

@@ -35,7 +35,7 @@ from whisperlib.settings import Settings
 from whisperlib.web import metrics
 from whisperlib.web.client import cancel_when_gone
 from whisperlib.web.errors import CLIENT_CLOSED_REQUEST, ApiError, problem_of
-from whisperlib.web.service import RETRY_SECONDS, current_service
+from whisperlib.web.service import RETRY_SECONDS, Service, current_service
 
 FETCHER = "whisper_fetcher"  # its place in `Flask.extensions`
 HEARTBEAT_SECONDS = 10.0  # a stream says something at least so often: writing tells whether the client is there
@@ -82,34 +82,43 @@ class Admission:
     """A request that was let in. `stop` stops its work; `gone` is cancelled when its client has gone."""
 
     app: Flask
-    adapter: Engine
-    settings: Settings
+    service: Service
     stop: CancelToken
     gone: CancelToken
     record: dict[str, Any]
     closing: ExitStack
 
+    @property
+    def adapter(self) -> Engine:
+        """The loaded model. Raises UnavailableError while there is none."""
+        return self.service.adapter
+
+    @property
+    def settings(self) -> Settings:
+        """The server's settings."""
+        return self.service.settings
+
 
 @contextmanager
-def admitted() -> Iterator[Admission]:
+def admitted(*, needs_model: bool = True) -> Iterator[Admission]:
     """Count the request in, and watch for its client's going, until the block ends or what `stream` gave is closed.
 
-    Within another `admitted` it is that one. Raises OverloadedError where the wait is too long already, and what
-    `Service.admitted` raises.
+    Within another `admitted` it is that one. Raises OverloadedError where the wait for the model is too long already,
+    and what `Service.admitted` raises.
     """
     if "admission" in g:
         yield g.admission
         return
     service = current_service()
     with ExitStack() as closing:
-        stop, gone = closing.enter_context(service.admitted()), CancelToken()
+        stop, gone = closing.enter_context(service.admitted(needs_model=needs_model)), CancelToken()
         gone.add_listener(stop.cancel)
         closing.enter_context(cancel_when_gone(request.environ, gone))
-        if service.adapter.cache is None:  # else the answer may be there already, and only the queue refuses
+        if needs_model and service.adapter.cache is None:  # else the answer may be there, and only the queue refuses
             _check_wait(service.adapter, service.settings.max_wait_seconds)
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         record = g.setdefault("record", {})
-        g.admission = Admission(app, service.adapter, service.settings, stop, gone, record, closing)
+        g.admission = Admission(app, service, stop, gone, record, closing)
         try:
             yield g.admission
         finally:
