@@ -48,7 +48,12 @@ def transcribe() -> Response:
     Where the text is cleaned up, `enhancement.delta` follows as it is produced, and `enhancement.done`.
     """
     with running.admitted() as admission, intake.asked() as asked:
-        _check(asked, served_model=admission.adapter.config.model)
+        _check(asked)
+        admission.use(
+            asked.model,
+            keep_alive_seconds=asked.keep_alive_seconds,
+            max_wait_seconds=asked.options.max_wait_seconds,
+        )
         clean_up = enhancing.plan(admission, asked.options, asked.enhance) if _has_json(asked) else None
         if asked.stream:
             events = running.stream(asked.audio, asked.options)
@@ -57,10 +62,7 @@ def transcribe() -> Response:
         return _answer(outcome, asked, clean_up.run(outcome) if clean_up else None)
 
 
-def _check(asked: Asked, served_model: str) -> None:
-    if asked.model not in {None, served_model}:
-        message = f"the model {asked.model!r} is not served here: leave it out, or give {served_model!r}"
-        raise ApiError(404, message, code="model_not_found", param="model")
+def _check(asked: Asked) -> None:
     if asked.stream and not _has_json(asked):
         message = f"a stream has no {asked.response_format}: take {' or '.join(JSON_FORMATS)}, or do without stream"
         raise ApiError(400, message, code="invalid_option", param="response_format")
