@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import pytest
 
-from whisperlib import WhisperLibraryAdapter, assets, audio, variants
+from whisperlib import WhisperLibraryAdapter, assets, audio, loader, stt, variants
 from whisperlib.pcm import Samples
+from whisperlib.settings import get_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +43,21 @@ def adapter() -> Iterator[WhisperLibraryAdapter]:
     """The micro model, two requests at a time, one thread each."""
     with WhisperLibraryAdapter("micro", threads=1, concurrency=2) as whisper:
         yield whisper
+
+
+@pytest.fixture(scope="module")
+def shared_models() -> Iterator[None]:
+    """Shared adapters of a module's own: the micro model by default, two requests at a time, one thread each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "_slots", {})
+        patch.setattr(stt, "_instances", WeakValueDictionary())
+        for name, value in {"MODEL_SIZE": "micro", "THREADS": "1", "CONCURRENCY": "2"}.items():
+            patch.setenv(f"WHISPER_{name}", value)
+        get_settings.cache_clear()
+        get_settings()
+        yield
+        loader.close_all()
+    get_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")

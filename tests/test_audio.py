@@ -226,6 +226,22 @@ def test_absurd_rate(rate: float) -> None:
         audio.load(np.zeros(100), sample_rate=rate)
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_raw_pcm_is_what_an_array_of_its_frames_is(kind: Callable[[bytes], Any]) -> None:
+    frames = np.rint(tone(rate=44_100)[:, np.newaxis] * [32_767, -8_000]).astype("<i2")
+    samples = audio.load_pcm(kind(frames.tobytes()), sample_rate=44_100, channels=2)
+    assert np.array_equal(samples, audio.load(frames, sample_rate=44_100))
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "channels", "said"),
+    [(6, 2, "6 bytes are no whole frames of 2 × int16"), (8, 0, "channels = 0"), (130, 65, "channels = 65")],
+)
+def test_raw_pcm_of_no_whole_frames(n_bytes: int, channels: int, said: str) -> None:
+    with pytest.raises(AudioError, match=said):
+        audio.load_pcm(bytes(n_bytes), sample_rate=16_000, channels=channels)
+
+
 def test_options() -> None:
     with pytest.raises(OptionError, match="files tell their own rate"):
         audio.load(WAV, sample_rate=16_000)

@@ -686,6 +686,7 @@ class TestOtherCommands:
         shown = invoke("info").stdout
         assert str(library_dir) in shown
         assert re.search(r"WHISPER_MODEL_SIZE +micro  \(set\)", shown)
+        assert re.search(r"Cache of results\n +place +off\n", shown)
         told = json.loads(invoke("info", "--json").stdout)
         assert told["libraries"]["chosen"]["directory"] == str(library_dir)
 

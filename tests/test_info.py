@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_all_parts_are_told_and_fit_into_json(library_dir: Path) -> None:
     told = info.collect()
     assert json.loads(json.dumps(told)) == told
     machine = {"versions", "libraries", "cpu", "openmp", "cuda", "memory"}
-    assert set(told) == machine | {"models", "encoder", "enhancement", "settings"}
+    assert set(told) == machine | {"models", "encoder", "cache", "enhancement", "settings"}
     libraries = told["libraries"]
     assert "error" not in libraries
     [chosen] = [build for build in libraries["found"] if build["standing"].startswith("chosen")]
@@ -62,6 +63,22 @@ def test_where_transcripts_are_cleaned_up(monkeypatch: pytest.MonkeyPatch) -> No
         told = info.collect(parts=["enhancement", "settings"])
     assert told["enhancement"] == {"base_url": server.base_url, "model": "gemma3", "ollama_placement": "not loaded"}
     assert not re.search("hush|secret", json.dumps(told))
+
+
+def test_where_results_are_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def told(place: str) -> dict[str, Any]:
+        monkeypatch.setenv("WHISPER_CACHE", place)
+        get_settings.cache_clear()
+        return dict(info.collect(parts=["cache"])["cache"])
+
+    assert set(told("off").values()) == {None}
+    limits = {"max_bytes": 268_435_456, "max_age_seconds": 2_592_000}
+    assert told(str(tmp_path)) == {"place": str(tmp_path / "results"), "size_bytes": 0, **limits}
+    (tmp_path / "results" / "ab").mkdir(parents=True)
+    (tmp_path / "results" / "ab" / "abc").write_bytes(b"kept")
+    assert told(str(tmp_path))["size_bytes"] == 4
+    redis = {"place": "redis://127.0.0.1:1/0", "size_bytes": None, **limits, "max_bytes": None}
+    assert told("redis://:hush@127.0.0.1:1/0") == redis
 
 
 def test_a_bad_setting_is_told_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

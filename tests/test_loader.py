@@ -84,3 +84,12 @@ def test_cuda_is_asked_of_the_driver() -> None:
     available, version, count = whisperlib.detect_cuda_availability()
     assert available == (count > 0)
     assert available <= (version is not None)
+
+
+def test_all_are_closed_at_once() -> None:
+    models = [whisperlib.get_adapter("micro", threads=1), whisperlib.get_model()]
+    whisperlib.close_all()
+    assert all(model.closed for model in models)
+    assert whisperlib.get_model() not in models
+    whisperlib.close_all()
+    whisperlib.close_all()

@@ -12,7 +12,7 @@ import pydantic
 import pytest
 
 from whisperlib.errors import OptionError
-from whisperlib.options import CancelToken, TranscribeOptions, VadOptions, _Frozen, resolve_options
+from whisperlib.options import CancelToken, Frozen, TranscribeOptions, VadOptions, resolve_options
 
 # Name, allowed values, refused values.
 NUMBERS: list[tuple[str, tuple[Any, ...], tuple[Any, ...]]] = [
@@ -62,7 +62,7 @@ OTHERS = [
 ]
 
 
-def refusal(kind: type[_Frozen], **values: Any) -> str:
+def refusal(kind: type[Frozen], **values: Any) -> str:
     with pytest.raises(OptionError) as caught:
         kind(**values)
     message = str(caught.value)
@@ -79,7 +79,7 @@ def test_the_tables_here_know_every_option() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name", "allowed", "refused"), TABLE, ids=lambda part: str(part)[:30])
-def test_bounds(kind: type[_Frozen], name: str, allowed: tuple[Any, ...], refused: tuple[Any, ...]) -> None:
+def test_bounds(kind: type[Frozen], name: str, allowed: tuple[Any, ...], refused: tuple[Any, ...]) -> None:
     for value in allowed:
         assert getattr(kind(**{name: value}), name) == value
     for value in refused:
@@ -92,13 +92,13 @@ def test_bounds(kind: type[_Frozen], name: str, allowed: tuple[Any, ...], refuse
     "value",
     ["five", "", [], {}, object(), b"\xff", 1j, "nan", HUGE, WORSE],
 )
-def test_numbers_take_numbers_only(kind: type[_Frozen], name: str, value: Any) -> None:
+def test_numbers_take_numbers_only(kind: type[Frozen], name: str, value: Any) -> None:
     assert refusal(kind, **{name: value}).startswith(f"option {name} = ")
 
 
 @pytest.mark.parametrize(("kind", "name"), [row[:2] for row in TABLE], ids=lambda part: str(part)[:30])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_are_finite(kind: type[_Frozen], name: str, value: float) -> None:
+def test_numbers_are_finite(kind: type[Frozen], name: str, value: float) -> None:
     assert refusal(kind, **{name: value}) == f"option {name} = {value}: input should be a finite number"
 
 

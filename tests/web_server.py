@@ -6,10 +6,11 @@ import socket
 import socketserver
 import ssl
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+
+from tests.loopback import serving
 
 DRIP_SECONDS = 0.01
 
@@ -100,14 +101,8 @@ def serve(
     answer: Answer, host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
 ) -> Iterator[WebServer]:
     """Serve until the end of the block. Port 0: a free one."""
-    with WebServer(answer, host, port, tls) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(WebServer(answer, host, port, tls)) as server:
+        yield server
 
 
 def head(status: int = 200, **headers: object) -> bytes:

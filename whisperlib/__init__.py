@@ -13,6 +13,7 @@ from whisperlib.adapter import ModelConfig, WhisperLibraryAdapter
 from whisperlib.errors import WhisperlibError
 from whisperlib.job import TranscriptionStream
 from whisperlib.loader import (
+    close_all,
     detect_cuda_availability,
     get_adapter,
     get_model,
@@ -22,6 +23,7 @@ from whisperlib.loader import (
 )
 from whisperlib.options import CancelToken, TranscribeOptions, VadOptions
 from whisperlib.results import LanguageGuess, Segment, Timings, Transcription, Word
+from whisperlib.stt import SpeechToText, SttConfig, create_stt
 
 try:
     __version__ = version("whisperlib")
@@ -33,6 +35,8 @@ __all__ = [
     "LanguageGuess",
     "ModelConfig",
     "Segment",
+    "SpeechToText",
+    "SttConfig",
     "Timings",
     "TranscribeOptions",
     "Transcription",
@@ -42,6 +46,8 @@ __all__ = [
     "WhisperlibError",
     "Word",
     "__version__",
+    "close_all",
+    "create_stt",
     "detect_cuda_availability",
     "get_adapter",
     "get_model",

@@ -75,6 +75,26 @@ def load(
             reader.raise_error()
 
 
+def load_pcm(
+    data: bytes | bytearray | memoryview,
+    *,
+    sample_rate: float,
+    channels: int = 1,
+    max_seconds: float | None = DEFAULT_MAX_SECONDS,
+) -> Samples:
+    """Read raw PCM as `load` reads an array: int16, little-endian, channels interleaved, at `sample_rate` Hz.
+
+    Raises AudioError where the bytes are no whole frames of 1 to 64 channels, and what `load` raises.
+    """
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"channels = {channels}: audio has 1 to {MAX_CHANNELS}")
+    n_bytes = memoryview(data).nbytes
+    if n_bytes % (2 * channels):
+        raise AudioError(f"{n_bytes} bytes are no whole frames of {channels} × int16: is that the number of channels?")
+    frames = np.frombuffer(data, "<i2").reshape(-1, channels)
+    return load(frames, sample_rate=sample_rate, max_seconds=max_seconds)
+
+
 def duration_seconds(samples: Samples) -> float:
     """Return the length of samples of shape (n,) at 16 kHz, in seconds."""
     return len(samples) / SAMPLE_RATE

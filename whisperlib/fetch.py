@@ -23,7 +23,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,7 @@ from whisperlib.errors import (
 )
 from whisperlib.options import CancelToken
 from whisperlib.settings import Settings, get_settings, without_credentials
+from whisperlib.watch import Watch, shut
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -114,7 +115,7 @@ class Fetcher:
         with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spooled:
             file = cast(BinaryIO, spooled)
             started = time.monotonic()
-            with self._place(), _Watch(limit, cancel) as watch:
+            with self._place(), _watched(limit, cancel) as watch:
                 size_bytes = self._follow(_split(url), watch, file)
             file.seek(0)
             yield Fetched(file, size_bytes, time.monotonic() - started)
@@ -129,7 +130,7 @@ class Fetcher:
         finally:
             self._places.release()
 
-    def _follow(self, url: SplitResult, watch: _Watch, file: BinaryIO) -> int:
+    def _follow(self, url: SplitResult, watch: Watch, file: BinaryIO) -> int:
         credentials = _credentials(url)
         for _ in range(MAX_REDIRECTS + 1):
             with self._ask(url, credentials, watch) as answer:
@@ -142,7 +143,7 @@ class Fetcher:
         raise FetchError(f"the URL redirects more than {MAX_REDIRECTS} times")
 
     @contextlib.contextmanager
-    def _ask(self, url: SplitResult, credentials: str | None, watch: _Watch) -> Iterator[http.client.HTTPResponse]:
+    def _ask(self, url: SplitResult, credentials: str | None, watch: Watch) -> Iterator[http.client.HTTPResponse]:
         host, port = _host(url), _port(url)
         addresses = self._checked_addresses(host, port, watch)
         headers = {"Host": _host_header(url), "User-Agent": "whisperlib", "Accept": "*/*", "Connection": "close"}
@@ -153,7 +154,7 @@ class Fetcher:
         with _explained(host, watch), contextlib.closing(connection):
             connection.sock = _connect(host, addresses, port, watch)
             # TLS takes the socket over, and a response may: a second handle stays ours to shut it by.
-            with connection.sock.dup() as handle, watch.ending(functools.partial(_shut, handle)):
+            with connection.sock.dup() as handle, watch.ending(functools.partial(shut, handle)):
                 connection.sock.settimeout(watch.remaining_seconds())
                 if url.scheme == "https":
                     connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=host)
@@ -161,7 +162,7 @@ class Fetcher:
                 with contextlib.closing(connection.getresponse()) as answer:
                     yield answer
 
-    def _receive(self, answer: http.client.HTTPResponse, host: str, watch: _Watch, file: BinaryIO) -> int:
+    def _receive(self, answer: http.client.HTTPResponse, host: str, watch: Watch, file: BinaryIO) -> int:
         if answer.status != 200:
             raise FetchError(f"{host} answered with status {answer.status}")
         if answer.getheader("Content-Encoding", "").strip().lower() not in {"", "identity"}:
@@ -183,7 +184,7 @@ class Fetcher:
             raise FetchError(f"the file behind the URL at {host} is empty")
         return size_bytes
 
-    def _checked_addresses(self, host: str, port: int, watch: _Watch) -> list[Address]:
+    def _checked_addresses(self, host: str, port: int, watch: Watch) -> list[Address]:
         try:
             found = self._looked_up(host, port, watch)
         except (OSError, ValueError) as error:
@@ -197,7 +198,7 @@ class Fetcher:
                 )
         return found
 
-    def _looked_up(self, host: str, port: int, watch: _Watch) -> list[Address]:
+    def _looked_up(self, host: str, port: int, watch: Watch) -> list[Address]:
         if not self._look_ups.acquire(blocking=False):
             raise OverloadedError("too many host names are still being resolved", RETRY_SECONDS)
         answer: Future[list[Address]] = Future()
@@ -237,71 +238,23 @@ def is_public(address: Address) -> bool:
     return address.version == 4 or address in _GLOBAL_UNICAST
 
 
+def _watched(seconds: float, cancel: CancelToken | None) -> Watch:
+    """Return what ends a fetch whatever it waits for: no drip of bytes outlasts that."""
+    return Watch(
+        seconds,
+        cancel,
+        late=lambda: FetchTimeoutError(f"the file behind the URL was not there within {seconds:.3g} s"),
+        cancelled=lambda: TranscriptionCancelled("the request was cancelled while its audio was fetched"),
+    )
+
+
 def _unmapped(address: Address) -> Address:
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 
 
-class _Watch:
-    """Ends a fetch at its deadline or its cancel, whatever it waits for: no drip of bytes outlasts that."""
-
-    def __init__(self, seconds: float, cancel: CancelToken | None) -> None:
-        self._limit = seconds
-        self._deadline = time.monotonic() + seconds
-        self._expired = False
-        self._cancel = cancel
-        self._end: Callable[[], object] | None = None
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-
-    def __enter__(self) -> _Watch:
-        self._timer.start()
-        if self._cancel:
-            self._cancel.add_listener(self._end_now)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-        if self._cancel:
-            self._cancel.remove_listener(self._end_now)
-
-    def remaining_seconds(self) -> float:
-        """Seconds that are left, above 0. Raises as `check` does."""
-        self.check()
-        return max(self._deadline - time.monotonic(), 0.001)
-
-    def check(self) -> None:
-        """Raise TranscriptionCancelled or FetchTimeoutError if it is over."""
-        if self._cancel and self._cancel.cancelled:
-            raise TranscriptionCancelled("the request was cancelled while its audio was fetched")
-        if self._expired or time.monotonic() >= self._deadline:
-            raise FetchTimeoutError(f"the file behind the URL was not there within {self._limit:.3g} s")
-
-    @contextlib.contextmanager
-    def ending(self, end: Callable[[], object]) -> Iterator[None]:
-        """Have `end` called, in another thread, if it is over while the block runs. Raises as `check` does."""
-        with self._lock:
-            self._end = end
-        try:
-            self.check()  # what came before there was something to end
-            yield
-        finally:
-            with self._lock:
-                self._end = None
-
-    def _expire(self) -> None:
-        self._expired = True
-        self._end_now()
-
-    def _end_now(self) -> None:
-        with self._lock:  # so that nothing is ended after its block, when its file number may be another's
-            if self._end:
-                self._end()
-
-
 @contextlib.contextmanager
-def _explained(host: str, watch: _Watch) -> Iterator[None]:
+def _explained(host: str, watch: Watch) -> Iterator[None]:
     """Say in our words what went wrong with a connection."""
     try:
         yield
@@ -323,7 +276,7 @@ def _reason(error: Exception) -> str:
     return "the connection broke off, or what came is not HTTP"
 
 
-def _connect(host: str, addresses: list[Address], port: int, watch: _Watch) -> socket.socket:
+def _connect(host: str, addresses: list[Address], port: int, watch: Watch) -> socket.socket:
     """Connect to the first address that answers; each gets its share of the time that is left."""
     for tried, address in enumerate(addresses):
         with contextlib.ExitStack() as stack:
@@ -331,17 +284,12 @@ def _connect(host: str, addresses: list[Address], port: int, watch: _Watch) -> s
             sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             sock.settimeout(watch.remaining_seconds() / (len(addresses) - tried))
             with contextlib.suppress(OSError):
-                with watch.ending(functools.partial(_shut, sock)):
+                with watch.ending(functools.partial(shut, sock)):
                     sock.connect((str(address), port))
                 stack.pop_all()
                 return sock
         watch.check()
     raise FetchError(f"the file could not be fetched from {host}: no connection")
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _keep(data: bytes, file: BinaryIO) -> None:

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from whisperlib import __version__, _openmp, binding, encoder, enhance, models, system, variants
+from whisperlib import __version__, _openmp, binding, cache, encoder, enhance, models, system, variants
 from whisperlib.binding import Candidate, Library
 from whisperlib.errors import WhisperlibError
 from whisperlib.settings import PREFIX, Settings, get_settings, without_credentials
@@ -46,6 +46,7 @@ def collect(*, probe: bool = True, parts: Collection[str] | None = None) -> dict
         "memory": memory,
         "models": lambda: _or_error(_models),
         "encoder": lambda: _or_error(_encoder),
+        "cache": lambda: _or_error(_cache),
         "enhancement": lambda: _or_error(lambda: enhance.describe(get_settings())),
         "settings": lambda: _or_error(_settings),
     }
@@ -236,6 +237,11 @@ def _encoder() -> dict[str, Any]:
         takes_encoder=library is None or library.takes_encoder,
     )
     return {"model": str(model), "runs": str(choice), "reason": choice.reason, "openvino": _version("openvino")}
+
+
+def _cache() -> dict[str, Any]:
+    settings = get_settings()
+    return cache.describe(settings, cache.count(settings))
 
 
 def _settings() -> dict[str, Any]:

@@ -95,6 +95,17 @@ def get_model_config() -> dict[str, Any]:
     }
 
 
+def close_all() -> None:
+    """Close every shared adapter and free its memory; requests in them are stopped. Whoever asks next loads anew."""
+    with _slots_lock:
+        slots = list(_slots.values())
+    for slot in slots:
+        with slot.lock:
+            adapter, slot.adapter = slot.adapter, None
+            if adapter is not None:
+                adapter.close()
+
+
 def detect_cuda_availability() -> tuple[bool, str | None, int]:
     """Ask the NVIDIA driver: (usable, CUDA version that it supports, number of devices)."""
     answer = binding.ask_driver()

@@ -27,7 +27,7 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 DEFAULT_PROFILE: Profile = "balanced"
 
 ProgressCallback = Callable[[float], None]
-Model = TypeVar("Model", bound="_Frozen")
+Model = TypeVar("Model", bound="Frozen")
 
 
 class CancelToken:
@@ -66,7 +66,9 @@ class CancelToken:
                 self._listeners.remove(listener)
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """What is checked once, when it is made, and never changes. Raises OptionError."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, str_max_length=10_000
     )
@@ -100,7 +102,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}…"
 
 
-class VadOptions(_Frozen):
+class VadOptions(Frozen):
     """How speech is told from silence. Times are seconds.
 
     A stretch starts where the speech probability reaches `threshold` and ends when it stays below
@@ -114,7 +116,7 @@ class VadOptions(_Frozen):
     pad_seconds: float = Field(0.4, ge=0.0, le=5.0, description="Kept before and after every stretch.")
 
 
-class TranscribeOptions(_Frozen):
+class TranscribeOptions(Frozen):
     """Everything that can be chosen for one request.
 
     A profile is a set of defaults: `with_profile` gives them to the options that were left out. Raises OptionError,

@@ -224,6 +224,20 @@ class Settings(BaseSettings):
     failure_delay_seconds: float = _setting(
         "seconds", "So long a server without a model still says why before it exits.", default=5.0, ge=0, le=600
     )
+    keep_results_seconds: float = _setting(
+        "seconds",
+        "So long the server remembers a result, for who has its id to ask for it again; 0: not at all.",
+        default=3600.0,
+        ge=0,
+        le=604_800,
+    )
+    keep_results_max: int = _setting(
+        "results",
+        "The server remembers so many; those that nobody asked for for longest go first; 0: none.",
+        default=1000,
+        ge=0,
+        le=1_000_000,
+    )
     llm_base_url: str | None = _setting(
         "URL",
         "Address of OpenAI's chat API, before `/chat/completions`, where transcripts are cleaned up; unset: nowhere.",

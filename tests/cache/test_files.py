@@ -78,6 +78,8 @@ def test_the_size_stays_within_the_limit_and_the_least_recently_used_goes_first(
     there = [number for number in range(11) if store.get(key_of(number))]
     assert there == [0, *range(11 - len(there) + 1, 11)]
     assert store.stats() == Stats(sizes(tmp_path), 11 - len(there))
+    assert open_files(tmp_path).stats().size_bytes is None
+    assert open_files(tmp_path).count() == Stats(sizes(tmp_path), 0)
 
 
 def test_many_values_never_take_more_than_the_limit(tmp_path: Path) -> None:

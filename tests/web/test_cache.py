@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tests.web.busy_engine import busy
-from tests.web.conftest import MakeApp
+from tests.web.conftest import MakeApp, bare_app
 from tests.web.test_metrics import value
 from tests.web.test_running import AUDIO, TEXT
 from whisperlib.web.service import Service
@@ -48,7 +48,7 @@ def test_without_a_cache_an_answer_is_as_ever(client: FlaskClient) -> None:
     for _ in range(2):
         answer = post(client)
         assert answer.headers[HEADER] == "off"
-        assert list(told(answer)) == ["text", "language", "duration", "segments", "model", "complete", "timings"]
+        assert list(told(answer)) == ["id", "text", "language", "duration", "segments", "model", "complete", "timings"]
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/inference"])
@@ -78,6 +78,23 @@ def test_a_full_server_still_answers_what_it_knows(cached: FlaskClient) -> None:
     with busy(service.adapter):
         assert post(cached).headers[HEADER] == "hit"
         assert post(cached, language="en").status_code == 429
+
+
+def test_health_tells_where_results_are_and_how_full_it_is(cached: FlaskClient, tmp_path: Path) -> None:
+    def told_of_it() -> dict[str, Any]:
+        return dict(cached.get("/health").get_json()["cache"])
+
+    before = told_of_it()
+    assert (before["place"], before["size_bytes"]) == (str(tmp_path / "kept" / "results"), None)
+    assert before["max_bytes"] == 268_435_456
+    post(cached)
+    assert told_of_it()["size_bytes"] == value(cached, "whisper_cache_size_bytes")
+
+
+def test_health_tells_no_password() -> None:
+    client = bare_app(cache="redis://:hush@127.0.0.1:1/0").test_client()
+    assert client.get("/health").get_json()["cache"]["place"] == "redis://127.0.0.1:1/0"
+    assert client.get("/health").text.count("hush") == 0
 
 
 def test_metrics_tell_hits_from_work(cached: FlaskClient) -> None:

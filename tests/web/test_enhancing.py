@@ -29,7 +29,7 @@ from whisperlib.web.service import Service
 CORRECTED = TEXT.replace("five thirty-six", "5:36")
 POEM = "The waves roll in beneath the moon,\nand gulls will sing their salty tune."
 SILENCE = assets.SAMPLES / "silence_white5_0001.flac"
-ANSWER_FIELDS = ["text", "language", "duration", "segments", "model", "complete", "timings"]
+ANSWER_FIELDS = ["id", "text", "language", "duration", "segments", "model", "complete", "timings"]
 
 
 def correct(call: Call) -> None:

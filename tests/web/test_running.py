@@ -14,6 +14,7 @@ import pytest
 from flask import Flask, g
 
 from tests.audio_files import sndfile
+from tests.loopback import serving
 from tests.web.busy_engine import WAIT_SECONDS, busy
 from tests.web.conftest import MakeApp
 from tests.web.running_server import wait_until
@@ -75,14 +76,8 @@ def file_server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[st
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/a.flac"
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
+        yield f"http://127.0.0.1:{server.server_port}/a.flac"
 
 
 def send_audio(handler: BaseHTTPRequestHandler) -> None:

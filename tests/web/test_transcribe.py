@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -72,6 +73,11 @@ def events_of(response: TestResponse) -> list[Event]:
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in lines]
 
 
+def the_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two answers tell the same, whatever time they took, and whatever their ids."""
+    return {**one, "timings": None, "id": None} == {**other, "timings": None, "id": None}
+
+
 def error_of(response: TestResponse) -> dict[str, Any]:
     error: dict[str, Any] = response.get_json()["error"]
     return error
@@ -102,6 +108,7 @@ def test_the_answer_tells_the_text_its_segments_and_the_seconds_it_took(client: 
     answer = post(client).get_json()
     schemas.Answer.model_validate(answer)
     timings = answer.pop("timings")
+    assert re.fullmatch("[0-9a-f]{32}", answer.pop("id"))
     assert answer == {
         "text": TEXT,
         "language": "en",
@@ -171,7 +178,7 @@ def test_nothing_of_a_request_is_left_for_the_next(client: FlaskClient) -> None:
     assert post(client, **other).status_code == 200
     assert post(client, beam_size="nine").status_code == 400
     after = post(client).get_json()
-    assert {**after, "timings": None} == {**before, "timings": None}
+    assert the_same(after, before)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +231,7 @@ def test_a_stream_gives_progress_segments_and_the_whole_answer(client: FlaskClie
     names = [name for name, _ in events]
     assert names[-1] == "result"
     assert names.count("result") == 1
-    assert {**events[-1][1], "timings": None} == {**expected, "timings": None}
+    assert the_same(events[-1][1], expected)
     assert [data for name, data in events if name == "segment"] == expected["segments"]
     fractions = [data["progress"] for name, data in events if name == "progress"]
     assert fractions == sorted(fractions)

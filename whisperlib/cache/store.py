@@ -39,6 +39,9 @@ class Store(Protocol):
     def stats(self) -> Stats:
         """Tell how full it is, without asking anybody."""
 
+    def count(self) -> Stats:
+        """Tell how full it is now, if that can be counted, whoever wrote there."""
+
     def close(self) -> None:
         """Give back connections. Again: nothing happens."""
 

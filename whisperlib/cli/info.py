@@ -36,6 +36,7 @@ def command(as_json: bool) -> None:
         ("CUDA", ((_words(name), value) for name, value in told["cuda"].items())),
         ("Models", _models(told["models"])),
         ("Encoder on the CPU", _encoder(told["encoder"])),
+        ("Cache of results", _cache(told["cache"])),
         ("Clean-up of transcripts", ((_words(name), value) for name, value in told["enhancement"].items())),
         ("Settings", _settings(told["settings"])),
     ):
@@ -95,6 +96,17 @@ def _encoder(told: dict[str, Any]) -> Iterator[Line]:
     yield "of the default model", told["runs"]
     yield "reason", told["reason"]
     yield "openvino", told["openvino"]
+
+
+def _cache(told: dict[str, Any]) -> Iterator[Line]:
+    if "error" in told:
+        yield "problem", told["error"]
+        return
+    yield "place", told["place"] or "off"
+    if told["place"]:
+        for name in ("size_bytes", "max_bytes"):
+            yield _words(name), None if told[name] is None else _size(told[name])
+        yield "seconds that a result is kept", told["max_age_seconds"]
 
 
 def _settings(told: dict[str, Any]) -> Iterator[Line]:

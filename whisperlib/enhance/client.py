@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import requests
@@ -13,9 +14,10 @@ import urllib3
 from pydantic import SecretStr
 from requests.adapters import HTTPAdapter
 
-from whisperlib.enhance.watch import Watch
 from whisperlib.errors import LanguageModelError
+from whisperlib.options import CancelToken
 from whisperlib.settings import without_credentials
+from whisperlib.watch import Watch, shut
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,16 @@ READ_BYTES = 1 << 16
 SHOWN_CHARACTERS = 200  # of what a server says is wrong, in the log
 
 _NO_CHAT_API = "what the language model's server answered is not OpenAI's chat API"
+
+
+def watched(seconds: float, cancel: CancelToken | None = None) -> Watch:
+    """Return what ends requests to a language model after so long, or by a cancel; it raises LanguageModelError."""
+    return Watch(
+        seconds,
+        cancel,
+        late=lambda: LanguageModelError(f"the language model was not done within {seconds:.3g} s"),
+        cancelled=lambda: LanguageModelError("the clean-up was cancelled"),
+    )
 
 
 class LanguageModel:
@@ -72,9 +84,9 @@ class LanguageModel:
         def hold(connection: Any) -> None:
             nonlocal connected
             connected = True
-            watch.hold(connection)
+            held.enter_context(watch.ending(partial(shut, connection)))
 
-        with requests.Session() as session:
+        with requests.Session() as session, ExitStack() as held:
             for scheme in ("http://", "https://"):
                 session.mount(scheme, _Adapter(hold))
             try:
@@ -96,8 +108,6 @@ class LanguageModel:
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 watch.check()
                 raise LanguageModelError(_reason(error, connected)) from None
-            finally:
-                watch.release()
 
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         """Add the key; as a function it also keeps ~/.netrc from taking its place."""

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 
 from whisperlib.enhance import guard, pieces, prompt
-from whisperlib.enhance.client import LanguageModel
+from whisperlib.enhance.client import LanguageModel, watched
 from whisperlib.enhance.pieces import Piece
-from whisperlib.enhance.watch import Watch
 from whisperlib.errors import LanguageModelError, OptionError
 from whisperlib.options import CancelToken
 from whisperlib.settings import Settings, without_credentials
+from whisperlib.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Enhancer:
             return
         seconds = self.timeout_seconds if timeout_seconds is None else min(timeout_seconds, self.timeout_seconds)
         try:
-            with Watch(seconds, cancel) as watch:
+            with watched(seconds, cancel) as watch:
                 work = _Work(self.model, language, watch, stream)
                 enhanced = yield from work.run([*pieces.split(text)])
             status: Status = "failed" if enhanced is None else "enhanced"

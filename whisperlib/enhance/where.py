@@ -7,9 +7,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from whisperlib.enhance import client
-from whisperlib.enhance.client import LanguageModel
+from whisperlib.enhance.client import LanguageModel, watched
 from whisperlib.enhance.enhancer import Enhancer
-from whisperlib.enhance.watch import Watch
 from whisperlib.errors import LanguageModelError
 from whisperlib.settings import Settings, without_credentials
 
@@ -49,7 +48,7 @@ def ask_placement(model: LanguageModel, seconds: float = ASK_SECONDS) -> Placeme
     parts = urlsplit(model.base_url)
     url = parts._replace(path=f"{parts.path.removesuffix('/v1')}/api/ps").geturl()
     try:
-        with Watch(seconds) as watch, model.request("GET", url, watch) as response:
+        with watched(seconds) as watch, model.request("GET", url, watch) as response:
             loaded = client.parse(client.read(response)).get("models")
     except LanguageModelError:
         return "unknown"

@@ -1,4 +1,4 @@
-"""The clean-up of a request's text: after its slot is free, for as long as its client is there."""
+"""The clean-up of a text: it takes no slot of the engine, and ends when its client goes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 from flask import current_app
 
 from whisperlib.enhance import Enhancement, Enhancer, Mode, why_not
-from whisperlib.options import CancelToken, TranscribeOptions
-from whisperlib.web import metrics
+from whisperlib.options import CancelToken
+from whisperlib.results import Transcription
+from whisperlib.web import metrics, schemas, stream
 from whisperlib.web.errors import CLIENT_CLOSED_REQUEST, ApiError
 from whisperlib.web.running import HEARTBEAT_SECONDS, Admission, Event, Outcome
 
@@ -36,22 +37,32 @@ class KeepAlive:
 EnhancementEvent: TypeAlias = Delta | KeepAlive | Enhancement
 
 
-def plan(admission: Admission, options: TranscribeOptions, asked: Mode | None) -> CleanUp | None:
-    """Say what will be done to the text of a request that is inside; None for nothing at all.
+def plan(admission: Admission, asked: Mode | None, timeout_seconds: float | None = None) -> CleanUp | None:
+    """Say what will be done to the text of a request that is inside; None for nothing at all. Else as `prepare`."""
+    mode = asked or ("never" if current_app.extensions[ENHANCER] is None else "auto")
+    return None if mode == "never" else prepare(admission, mode, timeout_seconds)
+
+
+def prepare(admission: Admission, mode: Mode, timeout_seconds: float | None = None) -> CleanUp:
+    """Return the clean-up of a request that is inside and has this deadline of its own, if any.
 
     Raises ApiError where a clean-up must be and cannot.
     """
     enhancer: Enhancer | None = current_app.extensions[ENHANCER]
-    if asked == "always" and enhancer is None:
+    if mode == "always" and enhancer is None:
         message = "enhance = 'always': this server has no language model, which WHISPER_LLM_BASE_URL would name"
         raise ApiError(400, message, code="invalid_option", param="enhance")
-    mode = asked or ("auto" if enhancer else "never")
-    if mode == "never":
-        return None
-    if enhancer is None:
-        return CleanUp(_Skipping("this server has no language model"), admission, options)
-    reason = why_not(mode, admission.adapter.config.model)
-    return CleanUp(_Skipping(reason, enhancer.model.name) if reason else enhancer, admission, options)
+    longest = min(timeout_seconds or math.inf, admission.settings.request_timeout_seconds)
+    return CleanUp(mode, enhancer, admission, longest)
+
+
+def line(event: EnhancementEvent) -> str:
+    """Write an event of a clean-up as a server-sent one."""
+    if isinstance(event, Delta):
+        return stream.event({"text": event.text}, "enhancement.delta")
+    if isinstance(event, Enhancement):
+        return stream.event({**schemas.clean_up(event), "seconds": round(event.seconds, 4)}, "enhancement.done")
+    return stream.KEEP_ALIVE
 
 
 @dataclass(frozen=True)
@@ -70,39 +81,53 @@ class _Skipping:
 
 @dataclass(frozen=True)
 class CleanUp:
-    """The clean-up of one request."""
+    """The clean-up that one request asks for, within `timeout_seconds` from its beginning."""
 
-    enhancer: Enhancer | _Skipping
+    mode: Mode
+    enhancer: Enhancer | None
     admission: Admission
-    options: TranscribeOptions
+    timeout_seconds: float
 
-    def run(self, outcome: Outcome) -> Enhancement:
-        """Clean an outcome's text up. Raises ApiError with status 499 where the client has gone meanwhile."""
-        enhancement = self.enhancer.enhance(*self._job(outcome, self.admission.stop))
+    def run(self, result: Transcription, spent_seconds: float = 0.0) -> Enhancement:
+        """Clean a result's text up; the request has taken `spent_seconds` already.
+
+        Raises ApiError with status 499 where the client has gone meanwhile.
+        """
+        enhancement = self._enhancer(result).enhance(*self._job(result, spent_seconds, self.admission.stop))
         self._record(enhancement)
         if self.admission.gone.cancelled:
             raise ApiError(CLIENT_CLOSED_REQUEST, "the client went away", code="client_gone")
         return enhancement
 
+    def stream(self, result: Transcription) -> Iterator[EnhancementEvent]:
+        """Clean a result's text up, giving it as it is produced; the Enhancement comes last.
+
+        The request is counted and its client watched until what this gives has ended or is closed.
+        """
+        return _begun(self._counted_events(result))
+
     def follow(self, events: Iterator[Event]) -> Iterator[Event | EnhancementEvent]:
         """Give a stream's events, and after its Outcome those of the clean-up; the Enhancement comes last."""
-        following = self._events(events)
-        next(following)  # a generator that has begun cleans up wherever it is dropped
-        return following
+        return _begun(self._following_events(events))
 
-    def _events(self, events: Any) -> Iterator[Any]:
+    def _counted_events(self, result: Transcription) -> Iterator[Any]:
+        with self.admission.closing.pop_all():
+            yield None
+            yield from self._events(result, 0.0)
+
+    def _following_events(self, events: Any) -> Iterator[Any]:
         with closing(events):
             yield None
             for event in events:
                 yield event
                 if isinstance(event, Outcome):  # until `events` goes on, the request is counted and its client watched
-                    yield from self._enhancement_events(event)
+                    yield from self._events(event.result, event.total_seconds)
 
-    def _enhancement_events(self, outcome: Outcome) -> Iterator[EnhancementEvent]:
+    def _events(self, result: Transcription, spent_seconds: float) -> Iterator[EnhancementEvent]:
         happened = queue.SimpleQueue[Any]()
         with _stopped_with(self.admission.stop) as cancel:
             threading.Thread(
-                target=self._produce, args=(outcome, cancel, happened), name="enhancement", daemon=True
+                target=self._produce, args=(result, spent_seconds, cancel, happened), name="enhancement", daemon=True
             ).start()
             while True:
                 try:
@@ -118,25 +143,39 @@ class CleanUp:
                     return
                 yield Delta(event)
 
-    def _produce(self, outcome: Outcome, cancel: CancelToken, happened: queue.SimpleQueue[Any]) -> None:
+    def _produce(
+        self, result: Transcription, spent_seconds: float, cancel: CancelToken, happened: queue.SimpleQueue[Any]
+    ) -> None:
         """Hand on what the language model gives, so that its reader can also say that it waits."""
         try:
-            for event in self.enhancer.stream(*self._job(outcome, cancel)):
+            for event in self._enhancer(result).stream(*self._job(result, spent_seconds, cancel)):
                 happened.put(event)
         except BaseException as error:  # raised in the reader's thread
             happened.put(error)
 
-    def _job(self, outcome: Outcome, cancel: CancelToken) -> tuple[str, str | None, CancelToken, float]:
+    def _enhancer(self, result: Transcription) -> Enhancer | _Skipping:
+        if self.enhancer is None:
+            return _Skipping("this server has no language model")
+        reason = why_not(self.mode, result.model)
+        return _Skipping(reason, self.enhancer.model.name) if reason else self.enhancer
+
+    def _job(
+        self, result: Transcription, spent_seconds: float, cancel: CancelToken
+    ) -> tuple[str, str | None, CancelToken, float]:
         """Return what the enhancer is asked with; the request's own deadline counts for the clean-up, too."""
-        result = outcome.result
         language = "en" if result.task == "translate" else result.language
-        seconds = min(self.options.timeout_seconds or math.inf, self.admission.settings.request_timeout_seconds)
-        return result.text, language, cancel, max(seconds - outcome.total_seconds, 0.0)
+        return result.text, language, cancel, max(self.timeout_seconds - spent_seconds, 0.0)
 
     def _record(self, enhancement: Enhancement) -> None:
         self.admission.record.update(enhancement=enhancement.status, enhance_seconds=enhancement.seconds)
         with self.admission.app.app_context():  # a stream ends when the request's own context is gone
             metrics.enhanced(enhancement)
+
+
+def _begun(events: Iterator[Any]) -> Iterator[Any]:
+    """Take the first event, which is none: a generator that has begun cleans up wherever it is dropped."""
+    next(events)
+    return events
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def _allow_origin(response: Response) -> Response:
         "x-request-id, Retry-After, openai-processing-ms, X-Whisper-Cache"
     )
     if request.method == "OPTIONS":
-        response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+        response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE, OPTIONS"
         asked = request.headers.get("Access-Control-Request-Headers", "Authorization, Content-Type")
         response.headers["Access-Control-Allow-Headers"] = asked
         response.headers["Access-Control-Max-Age"] = str(PREFLIGHT_SECONDS)

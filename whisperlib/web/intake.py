@@ -6,19 +6,22 @@ string may say more.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import reprlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NoReturn, cast
+from functools import partial
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import pydantic
 from flask import request
+from pydantic import BaseModel
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from whisperlib.enhance import Mode
@@ -30,6 +33,8 @@ from whisperlib.web.schemas import Format, Parameters, nested
 
 MAX_TEXT_BYTES = 1 << 16  # of JSON and of an urlencoded form
 ALIASES = {"prompt": "initial_prompt"}
+
+Fields = TypeVar("Fields", bound=BaseModel)
 
 _SPOOL_BYTES = 1 << 20  # of an upload: in memory up to here, in a temporary file beyond
 _SNIFFED_BYTES = 512
@@ -74,6 +79,28 @@ def asked() -> Iterator[Asked]:
             yield _asked(_from_texts([*query, *_form_items(_text(body, n_bytes))]))
         else:
             yield _asked(_from_texts(query), cast(BinaryIO, body) if n_bytes else None)
+
+
+def fields(model: type[Fields]) -> Fields:
+    """Read a request without audio, whose few fields stand in the query string or in a body of JSON.
+
+    Raises ApiError, which names the field, and RequestEntityTooLarge.
+    """
+    query = _checked(model, model.model_validate_strings, _once(request.args.items(multi=True)))
+    body = request.stream.read(MAX_TEXT_BYTES + 1)
+    if not body:
+        return model(**query)
+    given = _object(_text(io.BytesIO(body), request.content_length or len(body)))
+    return model(**_merged(query, _checked(model, partial(model.model_validate, strict=True), given)))
+
+
+def _once(items: Iterable[tuple[str, str]]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for name, text in items:
+        if name in values:
+            raise _conflict(name)
+        values[name] = text
+    return values
 
 
 def _asked(values: dict[str, Any], file: BinaryIO | None = None) -> Asked:
@@ -121,7 +148,7 @@ def _from_texts(items: Iterable[tuple[str, str]]) -> dict[str, Any]:
         if key in fields:
             raise _conflict(name)
         fields[key] = text
-    return _checked(Parameters.model_validate_strings, texts)
+    return _checked(Parameters, Parameters.model_validate_strings, texts)
 
 
 def _flat(items: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -142,7 +169,7 @@ def _from_json(text: str) -> dict[str, Any]:
             if name in given:
                 raise _conflict(alias)
             given[name] = given.pop(alias)
-    return _checked(lambda values: Parameters.model_validate(values, strict=True), given)
+    return _checked(Parameters, partial(Parameters.model_validate, strict=True), given)
 
 
 def _form_items(text: str) -> list[tuple[str, str]]:
@@ -196,29 +223,33 @@ def _merged(query: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
     return {**query, **body}
 
 
-def _checked(validate: Any, values: dict[str, Any]) -> dict[str, Any]:
+def _checked(
+    model: type[BaseModel], validate: Callable[[dict[str, Any]], BaseModel], values: dict[str, Any]
+) -> dict[str, Any]:
     try:
-        parameters: pydantic.BaseModel = validate(values)
+        parameters = validate(values)
     except pydantic.ValidationError as error:
-        raise _complaint(error) from None
+        raise _complaint(model, error) from None
     return parameters.model_dump(exclude_unset=True)
 
 
-def _complaint(error: pydantic.ValidationError) -> ApiError:
+def _complaint(model: type[BaseModel], error: pydantic.ValidationError) -> ApiError:
     details = error.errors()[0]
     name = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        return _unknown(name)
+        return _unknown(name, model)
     message = f"{name} = {reprlib.repr(details['input'])}: {details['msg'][0].lower()}{details['msg'][1:]}"
     return ApiError(400, message, code="invalid_option", param=name)
 
 
-def _unknown(name: str) -> ApiError:
-    if name == "file":
+def _unknown(name: str, model: type[BaseModel] = Parameters) -> ApiError:
+    brings_audio = model is Parameters
+    if name == "file" and brings_audio:
         message = "file should be a file of a multipart form, not a text"
         return ApiError(400, message, code="invalid_option", param=name)
-    inner = _NESTED.get(name.partition(".")[0])
-    known = ", ".join(sorted(inner.model_fields if inner else [*Parameters.model_fields, *ALIASES, "file"]))
+    inner = _NESTED.get(name.partition(".")[0]) if brings_audio else None
+    others = [*ALIASES, "file"] if brings_audio else []
+    known = ", ".join(sorted(inner.model_fields if inner else [*model.model_fields, *others]))
     return ApiError(
         400, f"unknown field {reprlib.repr(name)}: the fields are {known}", code="unknown_field", param=name
     )

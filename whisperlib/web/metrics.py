@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import cast
 
 from flask import Flask, Response, current_app, g, request
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -66,6 +66,9 @@ class Metrics:
         )
         self.enhancement_seconds = Histogram(
             "whisper_enhancement_seconds", "Time of a clean-up.", buckets=_SECONDS, registry=registry
+        )
+        self.kept_results = Gauge(
+            "whisper_kept_results", "Results that can be asked for again by their ids.", registry=registry
         )
 
 

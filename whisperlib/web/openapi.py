@@ -23,7 +23,7 @@ Body = Mapping[str, "type[BaseModel] | dict[str, Any] | None"]  # by media type;
 ERRORS = {
     400: "Something in the request cannot be used.",
     401: "A key is needed.",
-    404: "No such page or model.",
+    404: "No such page, model or result.",
     413: "Too large, or too long.",
     429: "Too much is waiting: come back after `Retry-After` seconds.",
     500: "A failure of ours.",
@@ -95,7 +95,7 @@ def document(app: Flask) -> dict[str, Any]:
     ]
     _add_schemas(spec, [description for _, _, description in described])
     for rule, view, description in described:
-        methods = {"get", "post"} & {method.lower() for method in rule.methods or ()}
+        methods = {"get", "post", "delete"} & {method.lower() for method in rule.methods or ()}
         operation = _operation(rule.endpoint, view, description)
         if rule.endpoint in guard.OPEN_ENDPOINTS:
             operation["security"] = []
@@ -132,7 +132,11 @@ def _operation(endpoint: str, view: Callable[..., Any], description: _Descriptio
         "responses": {},
     }
     if description.request:
-        operation["requestBody"] = {"required": True, "content": _content(description.request)}
+        # What may stand in the query string need not be in a body.
+        operation["requestBody"] = {
+            "required": description.parameters is None,
+            "content": _content(description.request),
+        }
     for status, body in description.answers.items():
         operation["responses"][str(status)] = {"description": "Success.", "content": _content(body)}
     for status, meaning in ERRORS.items():

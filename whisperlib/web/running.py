@@ -133,21 +133,21 @@ class Admission:
 
 
 @contextmanager
-def admitted() -> Iterator[Admission]:
+def admitted(*, needs_model: bool = True) -> Iterator[Admission]:
     """Count the request in, and watch for its client's going, until the block ends or what `stream` gave is closed.
 
-    Within another `admitted` it is that one. Raises OverloadedError where the wait is too long already, and what
-    `Service.admitted` raises.
+    Within another `admitted` it is that one. Raises OverloadedError where the wait for the model is too long already,
+    and what `Service.admitted` raises.
     """
     if "admission" in g:
         yield g.admission
         return
     service = current_service()
     with ExitStack() as closing:
-        stop, gone = closing.enter_context(service.admitted()), CancelToken()
+        stop, gone = closing.enter_context(service.admitted(needs_model=needs_model)), CancelToken()
         gone.add_listener(stop.cancel)
         closing.enter_context(cancel_when_gone(request.environ, gone))
-        if service.serves_one() and (default := service.pool.engine(service.settings.model_size)):
+        if needs_model and service.serves_one() and (default := service.pool.engine(service.settings.model_size)):
             _check_wait(default, service.settings)
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         record = g.setdefault("record", {})

@@ -16,6 +16,7 @@ from whisperlib.web.running import Outcome
 
 SERVER_OPTIONS = ("threads", "cancel", "progress")  # a client may not set them
 Format = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
+JSON_FORMATS: tuple[Format, ...] = ("json", "verbose_json")
 
 
 def nested(annotation: Any) -> type[BaseModel] | None:
@@ -68,6 +69,24 @@ Form = pydantic.create_model(
     __doc__="A multipart form: the audio as `file`, or an `audio_url`.",
     file=(bytes | None, Field(None, description="The audio, in any common format.")),
 )
+
+
+class _Few(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class KeptParameters(_Few):
+    """How a result is told again."""
+
+    response_format: Format = Field("json", description="How the answer is written.")
+
+
+class EnhanceParameters(_Few):
+    """Whether a result's text is cleaned up."""
+
+    enhance: Literal["auto", "always"] = Field(
+        "always", description="Clean the text up in any case, or with `auto` where the Whisper model is a small one."
+    )
 
 
 class _Answer(BaseModel):
@@ -128,13 +147,15 @@ class Timings(_Answer):
 class Answer(_Answer):
     """A transcription.
 
+    `id` is there where the server keeps it, to be asked for at `/transcriptions/{transcription_id}`.
     `language` is a code, null where there was no speech; `duration` the length of the audio in seconds; `words` is
     there if they were asked for; `complete` is false where a deadline cut it short and `on_interrupt` is `partial`.
-    `task` is there in `verbose_json`, whose segments tell more; `cached` where results are kept: whether the model did
+    `task` is there in `verbose_json`, whose segments tell more; `cached` where there is a cache: whether the model did
     not run for this request. `enhancement` is there where a clean-up was asked for, or is the server's default; the
     other texts are always the transcript's own.
     """
 
+    id: str | None = None
     text: str
     language: str | None
     duration: float
@@ -148,8 +169,28 @@ class Answer(_Answer):
     enhancement: CleanUp | None = None
 
 
+class EnhanceTimings(_Answer):
+    """The seconds that the clean-up took."""
+
+    enhance: float
+
+
+class Enhanced(_Answer):
+    """The clean-up of a kept result, whose transcript is `text`."""
+
+    id: str
+    text: str
+    enhancement: CleanUp
+    timings: EnhanceTimings
+
+
 def answer(
-    outcome: Outcome, *, verbose: bool = False, words: bool = False, enhancement: Enhancement | None = None
+    outcome: Outcome,
+    *,
+    kept_as: str | None = None,
+    verbose: bool = False,
+    words: bool = False,
+    enhancement: Enhancement | None = None,
 ) -> dict[str, Any]:
     """Return an outcome in the form of `Answer`, ready for JSON."""
     result, spent = outcome.result, outcome.result.timings
@@ -162,6 +203,7 @@ def answer(
         "total": outcome.total_seconds,
     }
     fields: dict[str, Any] = {
+        **({"id": kept_as} if kept_as else {}),
         "text": result.text,
         "language": result.language,
         "duration": round(result.duration, 3),

@@ -172,14 +172,15 @@ class Service:
         self._set_phase("ready")
 
     @contextmanager
-    def admitted(self) -> Iterator[CancelToken]:
+    def admitted(self, *, needs_model: bool = True) -> Iterator[CancelToken]:
         """Count a request in; give the token that stops it when the server must stop.
 
-        Raises UnavailableError while the model is not ready, OverloadedError where so many requests are inside
-        that the probes would find no thread.
+        Raises UnavailableError while the model is not ready, or, if it is not needed, when the server stops;
+        OverloadedError where so many requests are inside that the probes would find no thread.
         """
         with self._changed:
-            self.check_ready()
+            if self._phase == "stopping" or (needs_model and self._phase != "ready"):
+                raise UnavailableError(self._why_none(), RETRY_SECONDS)
             most = self.settings.http_threads - PROBE_THREADS
             if len(self._in_flight) >= most:
                 raise OverloadedError(f"{most} requests are being answered, as many as may be at once", RETRY_SECONDS)

@@ -11,7 +11,7 @@ from markupsafe import escape
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from whisperlib import __version__, info
+from whisperlib import __version__, cache, info
 from whisperlib.engine import Engine
 from whisperlib.errors import UnavailableError
 from whisperlib.web import metrics
@@ -59,6 +59,7 @@ class Health(BaseModel):
     model: dict[str, Any] | None
     models: list[str]
     requests: dict[str, Any] | None
+    cache: dict[str, Any]
     libraries: dict[str, Any]
     cuda: dict[str, Any] | None = None
     cpu: dict[str, Any]
@@ -91,6 +92,7 @@ def health() -> Response:
         model=_model(adapter) if adapter else None,
         models=[service.name_of(key) for key in service.pool.loaded()],
         requests=asdict(adapter.workload()) if adapter else None,
+        cache=cache.describe(service.settings, adapter.cache.stats() if adapter and adapter.cache else None),
         **info.collect(probe=False, parts=("libraries", "cpu", "memory", *(["cuda"] if asks_driver else []))),
     )
     return jsonify(told.model_dump(mode="json"))
