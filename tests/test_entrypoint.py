@@ -199,6 +199,17 @@ class TestPrepare:
             assert str(tmp_path / "models of mine/whisper_tiny_xeon/ggml-tiny.bin") in done.stderr
         assert len(shop) == 1
 
+    def test_so_are_those_that_are_to_be_loaded_beside_it(
+        self, shop: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("WHISPER_MODEL_SIZE", "micro")
+        monkeypatch.setenv("WHISPER_PRELOAD", "tiny,micro")
+        done = CliRunner().invoke(cli, ["prepare"])
+        assert done.exit_code == 0, done.output
+        assert len(shop) == 1
+        named = [line.split()[2] for line in done.stderr.splitlines() if line.startswith("whisperlib: model ")]
+        assert named == ["micro", "tiny"]
+
     def test_a_log_tells_how_far_a_download_is(self, shop: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(prepare, "SAY_EVERY_SECONDS", 0.0)
         done = CliRunner().invoke(cli, ["prepare"])

@@ -71,6 +71,13 @@ def test_no_variable_gives_the_defaults() -> None:
         ("quantization", "Q8_0", "q8_0"),
         ("device", "CUDA", "cuda"),
         ("lib_dir", "/opt/whisper", Path("/opt/whisper")),
+        ("preload", "Tiny, base,tiny", ("tiny", "base")),
+        ("pinned", "SMALL", ("small",)),
+        ("memory_budget", "6GB", 6_000_000_000),
+        ("memory_budget", "500 mb", 500_000_000),
+        ("memory_budget", "1.5GiB", 1_610_612_736),
+        ("memory_budget", "1048576", 1 << 20),
+        ("keep_alive_seconds", "0", 0.0),
         ("cache", "Files", "files"),
         ("cache", "OFF", "off"),
         ("cache", "~/kept", str(Path.home() / "kept")),
@@ -129,6 +136,17 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str) 
         ("quantization", "q9"),
         ("device", "tpu"),
         ("lib_dir", " "),
+        ("preload", "small,enormous"),
+        ("preload", "./x.bin"),
+        ("pinned", ","),
+        ("memory_budget", "much"),
+        ("memory_budget", "6 elephants"),
+        ("memory_budget", "-1GB"),
+        ("memory_budget", "0"),
+        ("memory_budget", "9" * 5000),
+        ("keep_alive_seconds", "-1"),
+        ("keep_alive_seconds", "1h"),
+        ("admin_keys", "two words"),
         ("cache", "fils"),
         ("cache", "~nobody-of-this-name/kept"),
         ("cache", "http://cache.local"),
@@ -177,7 +195,7 @@ def test_a_bad_value_is_one_line_that_helps(monkeypatch: pytest.MonkeyPatch, nam
         Settings()
     message = str(caught.value)
     assert message.endswith(f": give {allowed(name)}")
-    assert name in {"api_keys", "llm_api_key"} or text.partition("?")[0][:20].lower() in message.lower()
+    assert name in {"admin_keys", "api_keys", "llm_api_key"} or text.partition("?")[0][:20].lower() in message.lower()
     assert len(message.splitlines()) == 1
     assert len(message) < 300
     assert caught.value.__cause__ is None
@@ -199,6 +217,7 @@ def test_no_message_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_keys_are_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHISPER_API_KEYS", "hush-one,hush-two")
+    monkeypatch.setenv("WHISPER_ADMIN_KEYS", "hush-five")
     monkeypatch.setenv("WHISPER_LLM_API_KEY", "hush-three")
     monkeypatch.setenv("WHISPER_LLM_BASE_URL", "http://user:hush-four@127.0.0.1/v1")
     settings = Settings()

@@ -9,7 +9,8 @@
     ├── ModelError             the model cannot be used
     │   ├── ModelNotFoundError no such name, directory or file             (FileNotFoundError)
     │   ├── ModelFileError     not a ggml Whisper model, damaged, wrong checksum
-    │   └── DownloadError      the file could not be fetched
+    │   ├── DownloadError      the file could not be fetched
+    │   └── MemoryBudgetError  it does not fit beside the models that stay
     ├── LibraryError           the native libraries cannot be used
     │   ├── LibraryNotFoundError  no directory holds them                  (FileNotFoundError)
     │   ├── LibraryLoadError      a file is there but does not load
@@ -85,6 +86,10 @@ class ModelFileError(ModelError):
 
 class DownloadError(ModelError):
     """A model file could not be fetched; nothing half-done stands under its final name."""
+
+
+class MemoryBudgetError(ModelError):
+    """The model takes more memory than the budget leaves beside the models that stay."""
 
 
 class LibraryError(WhisperlibError):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import platformdirs
 import pydantic
-from pydantic import Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from whisperlib.errors import OptionError
@@ -21,6 +21,7 @@ MODEL_NAMES = ("micro", "tiny", "base", "small", "medium", "large-v3-turbo", "la
 # One revision, so that the pinned sizes and sums stay right.
 UPSTREAM = "https://huggingface.co/ggerganov/whisper.cpp/resolve/5359861c739e955e79d9a303bcbc70fb988958b1"
 MAX_SHOWN_CHARACTERS = 100  # of a refused value, in the message
+MAX_KEEP_ALIVE_SECONDS = 604_800
 
 Quantization = Literal["auto", "f16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
@@ -28,7 +29,8 @@ QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 Words = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
 
-_SECRET_FIELDS = {"api_keys", "llm_api_key"}
+_SECRET_FIELDS = {"admin_keys", "api_keys", "llm_api_key"}
+_BUDGET_EXAMPLES = "6GB, 1.5GiB, 500MB"
 _PLACE = re.compile(r"[/.~][^\0]*")  # a path, told from a mistyped word or URL
 _SECRETS = re.compile(r"(?<=//)\S*@|\?\S*")
 
@@ -95,6 +97,31 @@ class Settings(BaseSettings):
     profile: Profile = _setting(
         "profile", "Profile of requests that name none: defaults of their options.", default=DEFAULT_PROFILE
     )
+    preload: Words = _setting(
+        "names",
+        "Models that the server loads at its start, beside the one of `WHISPER_MODEL_SIZE`.",
+        allowed="names of models separated by commas",
+        default=(),
+    )
+    pinned: Words = _setting(
+        "names",
+        "Models that stay in memory once they are loaded; unset: the one of `WHISPER_MODEL_SIZE`.",
+        allowed="names of models separated by commas",
+        default=(),
+    )
+    memory_budget: ByteSize | None = _setting(
+        "bytes",
+        "Memory that loaded models may take together; those that were not used for longest make room; unset: any.",
+        allowed=f"a number above 0 with a unit or without, as in {_BUDGET_EXAMPLES}",
+        default=None,
+    )
+    keep_alive_seconds: float = _setting(
+        "seconds",
+        "A model that nobody has used for so long is unloaded, unless it is pinned; 0: never.",
+        default=1800.0,
+        ge=0,
+        le=MAX_KEEP_ALIVE_SECONDS,
+    )
     cache: str = _setting(
         "place",
         "Where results are kept, to answer the same request at once; `files`: the user's cache directory.",
@@ -144,6 +171,13 @@ class Settings(BaseSettings):
         "keys",
         "Keys of which a request must bear one. Beyond loopback they must be set; `none` serves everybody.",
         allowed="words separated by commas, or none",
+        default=(),
+        repr=False,
+    )
+    admin_keys: Secrets = _setting(
+        "keys",
+        "Keys of which a call that loads and unloads models must bear one; unset: all such calls are refused.",
+        allowed="words separated by commas",
         default=(),
         repr=False,
     )
@@ -293,7 +327,7 @@ class Settings(BaseSettings):
         value = value.strip().lower()
         return value.upper() if info.field_name == "log_level" and value != "auto" else value
 
-    @pydantic.field_validator("api_keys", "cors_origins", "url_allow", mode="before")
+    @pydantic.field_validator("api_keys", "admin_keys", "cors_origins", "url_allow", "preload", "pinned", mode="before")
     @classmethod
     def _words(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -302,6 +336,25 @@ class Settings(BaseSettings):
         if not words or any(re.search(r"\s", word) for word in words):
             raise ValueError("not words separated by commas")
         return words
+
+    @pydantic.field_validator("preload", "pinned")
+    @classmethod
+    def _known_models(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        lowered = tuple(dict.fromkeys(name.lower() for name in names))
+        if not set(lowered) <= set(MODEL_NAMES):
+            raise ValueError("unknown name")
+        return lowered
+
+    @pydantic.field_validator("memory_budget", mode="wrap")
+    @classmethod
+    def _some_memory(cls, value: object, read: pydantic.ValidatorFunctionWrapHandler) -> object:
+        try:
+            size_bytes = read(value)
+        except OverflowError:
+            raise ValueError("more than a number can say") from None
+        if size_bytes is not None and size_bytes <= 0:
+            raise ValueError("no memory")
+        return size_bytes
 
     @pydantic.field_validator("llm_api_key")
     @classmethod

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from tests.web.running_server import NO_MODELS
+from whisperlib import assets
+from whisperlib.models import CATALOGUE
 from whisperlib.settings import Settings
 from whisperlib.web import create_app
 from whisperlib.web.service import Service
@@ -22,8 +27,8 @@ def make_app() -> Iterator[MakeApp]:
     services: list[Service] = []
 
     def make(**settings: Any) -> Flask:
-        given = {"model_size": "micro", "threads": 1, "concurrency": 2, "shutdown_seconds": 0, **settings}
-        services.append(Service(Settings(**given)))
+        given = {"threads": 1, "concurrency": 2, "shutdown_seconds": 0, **settings}
+        services.append(Service(settings_of(**given)))
         services[-1].start()
         return create_app(services[-1])
 
@@ -53,4 +58,18 @@ def client(app: Flask) -> FlaskClient:
 
 def bare_app(**settings: Any) -> Flask:
     """Make an application with these settings whose model is never loaded."""
-    return create_app(Service(Settings(**{"model_size": "micro", **settings})))
+    return create_app(Service(settings_of(**settings)))
+
+
+def settings_of(**settings: Any) -> Settings:
+    """Return settings with the micro model, and no other unless they name a model root."""
+    return Settings(**{"model_size": "micro", "model_root": NO_MODELS, **settings})
+
+
+def put_model(root: Path, name: str) -> Path:
+    """Make the micro model the file of another name below a model root; return it."""
+    model = CATALOGUE[name]
+    path = root / model.directory / model.file_name("f16")
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(assets.MICRO_MODEL, path)
+    return path

@@ -26,6 +26,7 @@ from tests.conftest import ROOT
 SERVE = (sys.executable, "-m", "whisperlib", "serve")
 START_SECONDS = 120.0  # on a busy machine
 STOP_SECONDS = 60.0
+NO_MODELS = "/nowhere/models"  # else the user's own could be asked for
 
 
 @dataclass
@@ -102,7 +103,8 @@ def running_server(
 
     `wait` waits until it is ready. At the end, a server that still runs is stopped by SIGTERM, and must exit with 0.
     """
-    settings = {"model_size": "micro", "threads": 1, "host": "127.0.0.1", "port": free_port(), **settings}
+    own = {"model_size": "micro", "model_root": NO_MODELS, "threads": 1, "host": "127.0.0.1", "port": free_port()}
+    settings = {**own, **settings}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_")}
     variables = {f"WHISPER_{name.upper()}": str(value) for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as directory:

@@ -25,6 +25,7 @@ PAGE = (ROOT / "docs/api.md").read_text(encoding="utf-8")
 SERVER = "http://127.0.0.1:8000"  # as the page has it
 AUDIO_URL = "https://example.org/talk.flac"
 STARTS_A_SERVER = "whisperlib serve"
+ADMIN_KEY = "simsalabim"
 AN_ID = re.compile("[0-9a-f]{32}")
 
 
@@ -47,7 +48,7 @@ RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with running_server(url_allow="127.0.0.1") as server:
+    with running_server(url_allow="127.0.0.1", admin_keys=ADMIN_KEY) as server:
         yield server
 
 
@@ -63,6 +64,7 @@ def run(
 ) -> Callable[[Example], str]:
     """Run an example as it stands, but for the addresses; return what it prints."""
     monkeypatch.chdir(assets.SAMPLES)
+    monkeypatch.setenv("ADMIN_KEY", ADMIN_KEY)
 
     def output_of(example: Example) -> str:
         assert SERVER in example.code

@@ -135,6 +135,11 @@ def test_none_beside_keys_is_refused_without_telling_them(host: str) -> None:
     assert "sesame" not in str(refused.value)
 
 
+def test_an_admin_key_is_no_word_that_everybody_guesses() -> None:
+    with pytest.raises(OptionError, match="WHISPER_ADMIN_KEYS has 'none'"):
+        guard.check_exposure(Settings(admin_keys="sesame,None"))
+
+
 def test_without_origins_there_are_no_cors_headers() -> None:
     client = client_of()
     for response in (

@@ -25,7 +25,7 @@ def service() -> Iterator[Service]:
     service.stop(0)
 
 
-def no_model() -> WhisperLibraryAdapter:
+def no_model(_name: str) -> WhisperLibraryAdapter:
     raise ModelNotFoundError("no such\nmodel")
 
 
@@ -59,7 +59,7 @@ def test_a_model_that_cannot_be_loaded_says_why_in_one_line(caplog: pytest.LogCa
 
 
 def test_an_unforeseen_failure_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    service = Service(SETTINGS, lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    service = Service(SETTINGS, lambda _name: 1 / 0)  # type: ignore[arg-type, return-value]
     with pytest.raises(ZeroDivisionError):
         service.start()
     assert service.reason == "ZeroDivisionError: division by zero"
@@ -141,7 +141,7 @@ def test_a_model_that_comes_after_the_stop_is_freed_again() -> None:
     loading, go_on = threading.Event(), threading.Event()
     loaded: list[WhisperLibraryAdapter] = []
 
-    def load() -> WhisperLibraryAdapter:
+    def load(_name: str) -> WhisperLibraryAdapter:
         loading.set()
         go_on.wait(60)
         loaded.append(WhisperLibraryAdapter(settings=SETTINGS))

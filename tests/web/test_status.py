@@ -22,7 +22,7 @@ from whisperlib.web.service import Service
 def failed_service(settings: Settings | None = None) -> Service:
     """A service whose model could not be loaded."""
 
-    def fail() -> WhisperLibraryAdapter:
+    def fail(_name: str) -> WhisperLibraryAdapter:
         raise ModelFileError("ggml-small.bin is damaged: fetch it anew")
 
     service = Service(settings or Settings(model_size="micro"), None if settings else fail)
@@ -45,7 +45,7 @@ def test_a_server_that_loads_lives_but_is_not_ready() -> None:
 def test_probes_are_answered_while_the_model_loads_in_another_thread() -> None:
     loading, go_on = threading.Event(), threading.Event()
 
-    def load() -> WhisperLibraryAdapter:
+    def load(_name: str) -> WhisperLibraryAdapter:
         loading.set()
         assert go_on.wait(WAIT_SECONDS)
         return WhisperLibraryAdapter("micro", threads=1, concurrency=1)

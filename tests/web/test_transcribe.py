@@ -164,7 +164,7 @@ def test_every_option_is_documented(app: Flask) -> None:
     operation = told["paths"]["/transcribe"]["post"]
     form = told["components"]["schemas"]["Form"]["properties"]
     options = set(TranscribeOptions.model_fields) - set(schemas.SERVER_OPTIONS)
-    assert set(form) == {*options, "audio_url", "model", "response_format", "stream", "enhance", "file"}
+    assert set(form) == {*options, "audio_url", "model", "keep_alive", "response_format", "stream", "enhance", "file"}
     assert {parameter["name"] for parameter in operation["parameters"]} == set(form) - {"file"}
     assert form["beam_size"]["maximum"] == 8
     answers = operation["responses"]["200"]["content"]

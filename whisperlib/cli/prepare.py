@@ -27,30 +27,32 @@ SAY_EVERY_SECONDS = 5.0  # of a download, where no bar can be drawn
 
 @click.command("prepare", params=serve.command.params)
 def command(**given: Any) -> None:
-    """Fetch the model if it is missing, choose the libraries, and print the environment as shell commands.
+    """Fetch the models that are missing, choose the libraries, and print the environment as shell commands.
 
-    Where WHISPER_ENCODER is openvino, the model's encoder is made if it is missing. What was chosen and why goes to
-    stderr, as does the progress of a download. `eval "$(whisperlib prepare)"` sets
-    LD_LIBRARY_PATH and WHISPER_LIB_DIR. The options are those of `serve`, so that the same can be given to both.
+    The models are those of WHISPER_MODEL_SIZE and WHISPER_PRELOAD. Where WHISPER_ENCODER is openvino, their
+    encoders are made if they are missing. What was chosen and why goes to stderr, as does the progress of a
+    download. `eval "$(whisperlib prepare)"` sets LD_LIBRARY_PATH and WHISPER_LIB_DIR. The options are those of
+    `serve`, so that the same can be given to both.
     """
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    model = _model(settings)
-    choice = variants.choose(settings.device, model_dir=model.path.parent)
-    say(f"whisperlib: model {model.name} ({model.quantization}, {model.size / 1e6:,.0f} MB): {model.path}")
+    served = [_model(settings, name) for name in dict.fromkeys((settings.model_size, *settings.preload))]
+    choice = variants.choose(settings.device, model_dir=served[0].path.parent)
+    for model in served:
+        say(f"whisperlib: model {model.name} ({model.quantization}, {model.size / 1e6:,.0f} MB): {model.path}")
     say(f"whisperlib: libraries {choice.variant} on {choice.device}{_why(choice, settings)}: {choice.directory}")
-    if choice.device == "cpu":
+    for model in served if choice.device == "cpu" else ():
         say(f"whisperlib: encoder {_encoder(settings, model, choice)}")
     path = [str(choice.directory), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     click.echo(f"export WHISPER_LIB_DIR={shlex.quote(str(_library_dir(choice)))}")
     click.echo(f"export LD_LIBRARY_PATH={shlex.quote(':'.join(path))}")
 
 
-def _model(settings: Settings) -> ModelFile:
+def _model(settings: Settings, name: str) -> ModelFile:
     on_gpu = settings.device != "cpu" and binding.ask_driver().available
     try:
-        with _progress(settings.model_size) as progress:
+        with _progress(name) as progress:
             return models.resolve(
-                device="cuda" if on_gpu else "cpu", download=True, progress=progress, settings=settings
+                name, device="cuda" if on_gpu else "cpu", download=True, progress=progress, settings=settings
             )
     except DownloadError as error:
         if not isinstance(error.__cause__, PermissionError):

@@ -78,6 +78,8 @@ _TABLE: tuple[tuple[type[BaseException], int, str, bool], ...] = (
     (errors.FetchError, 400, "url_unreachable", False),
     (errors.DeadlineExceeded, 504, "deadline_exceeded", False),
     (errors.TranscriptionCancelled, 503, "cancelled", True),
+    (errors.MemoryBudgetError, 507, "memory_budget", False),
+    (errors.ModelError, 500, "model_failed", False),
     (errors.OutOfMemoryError, 503, "out_of_memory", True),
     (errors.EngineError, 500, "engine_failed", False),
     (errors.WhisperlibError, 500, "internal_error", False),

@@ -8,6 +8,7 @@ import ipaddress
 import socket
 
 from flask import Flask, Response, request
+from pydantic import SecretStr
 
 from whisperlib.errors import OptionError
 from whisperlib.settings import Settings
@@ -16,6 +17,7 @@ from whisperlib.web.service import current_service
 
 NO_KEYS = "none"
 OPEN_ENDPOINTS = ("status.health", "status.ready", "status.index", "docs.page", "docs.document", "docs.asset")
+ADMIN = "admin"  # the blueprint whose calls need a key of their own
 PREFLIGHT_SECONDS = 3600
 
 
@@ -31,11 +33,21 @@ def is_open(settings: Settings) -> bool:
     return not settings.api_keys or _words(settings) == [NO_KEYS]
 
 
+def is_admin(endpoint: str | None) -> bool:
+    """Whether a call is one of those that load and unload models."""
+    return (endpoint or "").startswith(f"{ADMIN}.")
+
+
 def check_exposure(settings: Settings) -> None:
     """Raise OptionError where others than this machine could call and nobody said that they may without a key.
 
     `none` beside keys is refused, too: it would be one of them, and easy to guess.
     """
+    if NO_KEYS in [key.get_secret_value().lower() for key in settings.admin_keys]:
+        raise OptionError(
+            f"WHISPER_ADMIN_KEYS has {NO_KEYS!r}: give keys that nobody guesses, or leave it unset: then admin calls "
+            "are refused"
+        )
     if len(settings.api_keys) > 1 and NO_KEYS in _words(settings):
         raise OptionError(f"WHISPER_API_KEYS has {NO_KEYS!r} beside keys: give either keys, or {NO_KEYS!r} alone")
     if settings.api_keys or _is_loopback(settings.host):
@@ -60,15 +72,24 @@ def _is_loopback(host: str) -> bool:
 
 def _check_key() -> None:
     settings = current_service().settings
-    if is_open(settings) or request.endpoint in OPEN_ENDPOINTS:
-        return
+    if is_admin(request.endpoint):
+        if not settings.admin_keys:
+            message = "this server takes no admin calls: set WHISPER_ADMIN_KEYS to the keys that they must bear"
+            raise ApiError(403, message, code="admin_disabled")
+        _require(settings.admin_keys)
+    elif not (is_open(settings) or request.endpoint in OPEN_ENDPOINTS):
+        _require(settings.api_keys)
+
+
+def _require(expected: tuple[SecretStr, ...]) -> None:
+    """Raise ApiError where the request bears none of these keys."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     key = given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     if not key:
         raise ApiError(401, "no API key: send it as `Authorization: Bearer KEY`", code="missing_api_key")
     # Every key is compared, in a time that tells nothing of where they differ.
     digest = _digest(key.encode("latin-1", "replace"))  # WSGI's way to hand over a header's bytes
-    keys = [one.get_secret_value().encode("utf-8", "surrogateescape") for one in settings.api_keys]
+    keys = [one.get_secret_value().encode("utf-8", "surrogateescape") for one in expected]
     if not sum(hmac.compare_digest(digest, _digest(one)) for one in keys):
         raise ApiError(401, "incorrect API key", code="invalid_api_key")
 

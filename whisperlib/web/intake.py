@@ -46,11 +46,12 @@ _NESTED = {name: model for name, field in Parameters.model_fields.items() if (mo
 
 @dataclass(frozen=True)
 class Asked:
-    """What a client asks for; `model` and `enhance` are None where it names none."""
+    """What a client asks for; `model`, `keep_alive_seconds` and `enhance` are None where it names none."""
 
     audio: Audio
     options: TranscribeOptions
     model: str | None
+    keep_alive_seconds: float | None
     response_format: Format
     stream: bool
     enhance: Mode | None
@@ -108,6 +109,7 @@ def _asked(values: dict[str, Any], file: BinaryIO | None = None) -> Asked:
         audio=_audio(file, values.get("audio_url")),
         options=TranscribeOptions(**{name: values[name] for name in values if name in TranscribeOptions.model_fields}),
         model=values.get("model"),
+        keep_alive_seconds=values.get("keep_alive"),
         response_format=values.get("response_format", "json"),
         stream=values.get("stream", wants_events),
         enhance=values.get("enhance"),

@@ -104,6 +104,16 @@ class _Engine(Collector):
             ]
         for name, text, value in values:
             yield GaugeMetricFamily(name, text, value)
+        yield from _of_models(service)
+
+
+def _of_models(service: Service) -> Iterator[Metric]:
+    sizes = service.pool.loaded()
+    yield GaugeMetricFamily("whisper_loaded_models", "Models that are in memory.", len(sizes))
+    family = GaugeMetricFamily("whisper_model_memory_bytes", "Memory that a model takes.", labels=["model"])
+    for name, size_bytes in sizes.items():
+        family.add_metric([service.name_of(name)], size_bytes)
+    yield family
 
 
 def _of_cache(cache: ResultCache | None) -> Iterator[tuple[str, str, float]]:

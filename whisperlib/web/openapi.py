@@ -29,6 +29,7 @@ ERRORS = {
     500: "A failure of ours.",
     503: "Loading, or stopping.",
     504: "The deadline has passed.",
+    507: "The model does not fit into the memory that models may take.",
 }
 _ATTRIBUTE = "openapi_description"
 _BINARY = {"type": "string", "format": "binary"}
@@ -85,6 +86,8 @@ def document(app: Flask) -> dict[str, Any]:
     if not guard.is_open(service.settings):
         spec.components.security_scheme("key", {"type": "http", "scheme": "bearer"})
         spec.options["security"] = [{"key": []}]
+    if service.settings.admin_keys:
+        spec.components.security_scheme("admin_key", {"type": "http", "scheme": "bearer"})
     described = [
         (rule, view, getattr(view, _ATTRIBUTE))
         for rule in app.url_map.iter_rules()
@@ -96,6 +99,8 @@ def document(app: Flask) -> dict[str, Any]:
         operation = _operation(rule.endpoint, view, description)
         if rule.endpoint in guard.OPEN_ENDPOINTS:
             operation["security"] = []
+        elif guard.is_admin(rule.endpoint):
+            operation["security"] = [{"admin_key": []}] if service.settings.admin_keys else []
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         operation["parameters"] += [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}

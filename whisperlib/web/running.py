@@ -1,7 +1,8 @@
 """One transcription from the web: let in, its audio fetched, the adapter, and the record of it.
 
-with admitted():                    # before the body is read: a full server refuses without it
-    audio, options = …              # from the body
+with admitted() as admission:       # before the body is read: a full server refuses without it
+    audio, options, model = …       # from the body
+    admission.use(model)            # left out, it is the default
     outcome = transcribe(audio, options)
 """
 
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeAlias
 
 from flask import Flask, current_app, g, request
@@ -87,16 +88,48 @@ class Admission:
     gone: CancelToken
     record: dict[str, Any]
     closing: ExitStack
-
-    @property
-    def adapter(self) -> Engine:
-        """The loaded model. Raises UnavailableError while there is none."""
-        return self.service.adapter
+    started: float = field(default_factory=time.monotonic)  # the clock when the model was asked for
+    _leased: Engine | None = None
 
     @property
     def settings(self) -> Settings:
         """The server's settings."""
         return self.service.settings
+
+    @property
+    def adapter(self) -> Engine:
+        """The model that the request runs on: the default, unless `use` was told another."""
+        return self._leased or self.use()
+
+    def use(
+        self,
+        model: str | None = None,
+        *,
+        keep_alive_seconds: float | None = None,
+        max_wait_seconds: float | None = None,
+    ) -> Engine:
+        """Lease the model that the client names, as `Service.lease` does, until the request has ended; once.
+
+        Raises what `Service.lease` raises; OverloadedError where the wait for a slot is too long already;
+        UnavailableError where the server stops meanwhile, and ApiError with status 499 where the client has gone.
+        """
+        self.started = time.monotonic()
+        lease = self.service.lease(
+            model, keep_alive_seconds=keep_alive_seconds, max_wait_seconds=max_wait_seconds, cancel=self.stop
+        )
+        try:
+            self._leased = self.closing.enter_context(lease)
+        except (InterruptedTranscription, ClosedError) as error:
+            raise self.why_stopped() from error
+        self.record["model"] = self._leased.config.model
+        _check_wait(self._leased, self.settings)
+        return self._leased
+
+    def why_stopped(self) -> ApiError | UnavailableError:
+        """Say why the work was stopped, as the client sees it."""
+        if self.gone.cancelled:
+            return ApiError(CLIENT_CLOSED_REQUEST, "the client went away", code="client_gone")
+        return UnavailableError("the server is stopping", RETRY_SECONDS)
 
 
 @contextmanager
@@ -114,8 +147,8 @@ def admitted(*, needs_model: bool = True) -> Iterator[Admission]:
         stop, gone = closing.enter_context(service.admitted(needs_model=needs_model)), CancelToken()
         gone.add_listener(stop.cancel)
         closing.enter_context(cancel_when_gone(request.environ, gone))
-        if needs_model and service.adapter.cache is None:  # else the answer may be there, and only the queue refuses
-            _check_wait(service.adapter, service.settings.max_wait_seconds)
+        if needs_model and service.serves_one() and (default := service.pool.engine(service.settings.model_size)):
+            _check_wait(default, service.settings)
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
         record = g.setdefault("record", {})
         g.admission = Admission(app, service, stop, gone, record, closing)
@@ -151,9 +184,10 @@ def stream(audio: Audio, options: TranscribeOptions) -> Iterator[Event]:
 
 def _events(audio: Audio, options: TranscribeOptions) -> Iterator[Event]:
     with admitted() as admission:
+        work = _Work(admission, options)
         kept = admission.closing.pop_all()
     with kept:
-        work, happened = _Work(admission, options), queue.SimpleQueue[Event | Transcription | BaseException]()
+        happened = queue.SimpleQueue[Event | Transcription | BaseException]()
         with work.explained(), work.submit(audio, lambda fraction: happened.put(Progress(fraction))) as running:
             threading.Thread(target=_follow, args=(running, happened), name="stream", daemon=True).start()
             event: Any = Progress(0.0)
@@ -187,10 +221,10 @@ class _Work:
     def __init__(self, admission: Admission, options: TranscribeOptions) -> None:
         self._admission = admission
         self._options = options
-        self._started = time.monotonic()
+        self._adapter = admission.adapter
+        self._started = admission.started
         self._timeout_seconds = min(options.timeout_seconds or math.inf, admission.settings.request_timeout_seconds)
         self._fetch_seconds = 0.0
-        admission.record["model"] = admission.adapter.config.model
 
     def submit(self, audio: Audio, progress: ProgressCallback | None = None) -> TranscriptionStream:
         """Get the audio, decode it, and queue the request."""
@@ -203,7 +237,7 @@ class _Work:
                 timeout_seconds=self._remaining_seconds(),
                 max_wait_seconds=longest_wait if asked is None else min(asked, longest_wait),
             )
-            running = self._admission.adapter.stream(file, options)
+            running = self._adapter.stream(file, options)
             self._admission.record["cache"] = running.cache
             return running
 
@@ -226,9 +260,7 @@ class _Work:
             if isinstance(error, DeadlineExceeded):
                 message = f"the deadline of {self._timeout_seconds:g} s has passed: give a longer timeout_seconds"
                 raise DeadlineExceeded(message, partial) from error
-            if self._admission.gone.cancelled:
-                raise ApiError(CLIENT_CLOSED_REQUEST, "the client went away", code="client_gone") from error
-            raise UnavailableError("the server is stopping", RETRY_SECONDS) from error
+            raise self._admission.why_stopped() from error
 
     @contextmanager
     def _opened(self, audio: Audio) -> Iterator[BinaryIO]:
@@ -236,6 +268,7 @@ class _Work:
             yield audio.file
             return
         longest, remaining = self._admission.settings.fetch_timeout_seconds, self._remaining_seconds()
+        began = time.monotonic()
         fetch = _fetcher().fetch(audio.url, cancel=self._admission.stop, timeout_seconds=min(longest, remaining))
         with ExitStack() as stack:
             try:
@@ -246,7 +279,7 @@ class _Work:
                     raise _no_audio_in_time() from error
                 raise
             finally:
-                self._fetch_seconds = time.monotonic() - self._started
+                self._fetch_seconds = time.monotonic() - began
                 self._admission.record["fetch_seconds"] = self._fetch_seconds
             metrics.fetched("ok", fetched.size_bytes)
             yield fetched.file
@@ -272,8 +305,10 @@ def _no_audio_in_time() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline has passed before the audio was there")
 
 
-def _check_wait(adapter: Engine, most: float) -> None:
-    wait = adapter.workload().wait_seconds
+def _check_wait(adapter: Engine, settings: Settings) -> None:
+    if adapter.cache is not None:
+        return  # the answer may be there already, and only the queue refuses
+    wait, most = adapter.workload().wait_seconds, settings.max_wait_seconds
     if wait > most:
         raise OverloadedError(
             f"{wait:.0f} s of work are waiting already and a request may wait for {most:g} s: "

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from whisperlib import formats, results
 from whisperlib.enhance import Enhancement, Mode, Status
 from whisperlib.options import TranscribeOptions
+from whisperlib.settings import MAX_KEEP_ALIVE_SECONDS
 from whisperlib.web.running import Outcome
 
 SERVER_OPTIONS = ("threads", "cancel", "progress")  # a client may not set them
@@ -39,7 +40,17 @@ Parameters = pydantic.create_model(
     __base__=_twin(TranscribeOptions, SERVER_OPTIONS),
     __doc__="All that a client may say beside the audio itself; what is left out has its default.",
     audio_url=(str | None, Field(None, description="Where the server fetches the audio: http or https.")),
-    model=(str | None, Field(None, description="Name of the loaded model, the only one that is served.")),
+    model=(str | None, Field(None, description="Name of a model that is served; left out or 'auto': the default.")),
+    keep_alive=(
+        float | None,
+        Field(
+            None,
+            ge=0,
+            le=MAX_KEEP_ALIVE_SECONDS,
+            description="Seconds that the model stays loaded unused after this request; 0: until its memory is needed; "
+            "left out: as the server keeps it.",
+        ),
+    ),
     response_format=(Format, Field("json", description="How the answer is written.")),
     stream=(bool, Field(False, description="Answer with server-sent events while the work goes on.")),
     enhance=(

@@ -1,45 +1,58 @@
-"""The model as the server sees it: loading, ready, failed, stopping; and how many requests are inside."""
+"""The models as the server sees them: loading, ready, failed, stopping; and how many requests are inside."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Literal
 
 from flask import current_app
 
-from whisperlib import engine
+from whisperlib import models
 from whisperlib.engine import Engine
-from whisperlib.errors import OverloadedError, UnavailableError, WhisperlibError
+from whisperlib.errors import (
+    ClosedError,
+    ModelError,
+    ModelNotFoundError,
+    OverloadedError,
+    UnavailableError,
+    WhisperlibError,
+)
+from whisperlib.models import CATALOGUE
 from whisperlib.options import CancelToken
-from whisperlib.settings import Settings, get_settings
+from whisperlib.pool import ModelPool
+from whisperlib.settings import MAX_SHOWN_CHARACTERS, Settings, get_settings
+from whisperlib.web.errors import ApiError
 
 logger = logging.getLogger(__name__)
 
 Phase = Literal["loading", "ready", "failed", "stopping"]
 
 EXTENSION = "whisper_service"  # its place in `Flask.extensions`
+OPENAI_ALIAS = "whisper-1"  # what clients of OpenAI's service ask for
+ALIASES = ("auto", OPENAI_ALIAS)  # of the default model
 PROBE_THREADS = 4  # of the server's threads, kept free for /health, /ready and /metrics
 RETRY_SECONDS = 5.0  # when to come back to a server that is loading
 
 
 class Service:
-    """One model behind a web server. Safe to use from many threads.
+    """The models behind a web server. Safe to use from many threads.
 
-    `load` makes the adapter; it runs in the thread that calls `start`. Until then every request is answered with
-    UnavailableError.
+    `load` makes an engine; it runs in the thread that calls `start`, or later in that of a request. Until `start` has
+    ended every request is answered with UnavailableError.
     """
 
-    def __init__(self, settings: Settings | None = None, load: Callable[[], Engine] | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, load: Callable[[str], Engine] | None = None) -> None:
         self.settings = settings or get_settings()
-        self._load = load or (lambda: engine.start(settings=self.settings))
-        self._adapter: Engine | None = None
+        self.pool = ModelPool.from_settings(self.settings, load)
+        self._default = self.settings.model_size
+        self._default_name = self._default
         self._phase: Phase = "loading"
         self._reason: str | None = None
         self._changed = threading.Condition()
-        self._closing = threading.Lock()
         self._in_flight: set[CancelToken] = set()
 
     @property
@@ -59,13 +72,81 @@ class Service:
 
     @property
     def adapter(self) -> Engine:
-        """The loaded adapter. Raises UnavailableError while there is none."""
-        if self._adapter is None:
+        """The default model, to look at: only what is leased stays. Raises UnavailableError while it is not loaded."""
+        engine = self.pool.engine(self._default)
+        if engine is None:
             raise UnavailableError(self._why_none(), RETRY_SECONDS)
-        return self._adapter
+        return engine
+
+    @property
+    def default_name(self) -> str:
+        """Name of the model of requests that name none."""
+        return self._default_name
+
+    def check_ready(self) -> None:
+        """Raise UnavailableError while no request is taken."""
+        if self._phase != "ready":
+            raise UnavailableError(self._why_none(), RETRY_SECONDS)
+
+    def served(self) -> dict[str, Path]:
+        """Return the models that may be asked for, and their files, the default first.
+
+        They are those that are loaded at the start, and those whose files are in the model root: nothing is fetched
+        because a client asks for it.
+        """
+        keys = {self._default_name: self._default, **{name: name for name in (*self.settings.preload, *self._there())}}
+        return {name: path for name, key in keys.items() if (path := self._path_of(key))}
+
+    def serves_one(self) -> bool:
+        """Whether there is no other model than the default that could be asked for."""
+        return not ({*self.settings.preload, *self._there()} - {self._default_name})
+
+    def key_of(self, name: str | None) -> str:
+        """Return what the pool knows a model by that a client asks for; None is the default.
+
+        Raises ApiError with status 404 where it is not served, ModelFileError where its file is damaged.
+        """
+        if name is None or name in (*ALIASES, self._default_name):
+            return self._default
+        if name in {*self.settings.preload, *self._there()}:
+            try:
+                return models.resolve(name, settings=self.settings).name
+            except ModelNotFoundError as error:
+                logger.warning("%s was asked for: %s", name, error)
+        raise self.no_such_model(name)
+
+    def name_of(self, key: str) -> str:
+        """Return the name that clients give to what the pool knows by `key`."""
+        return self._default_name if key == self._default else key
+
+    def no_such_model(self, name: str) -> ApiError:
+        """Say that a model is not served, and which are."""
+        names = ", ".join(map(repr, (*self.served(), OPENAI_ALIAS)))
+        message = f"the model {name[:MAX_SHOWN_CHARACTERS]!r} is not served here: ask for one of {names}"
+        return ApiError(404, message, code="model_not_found", param="model")
+
+    def lease(
+        self,
+        name: str | None = None,
+        *,
+        keep_alive_seconds: float | None = None,
+        max_wait_seconds: float | None = None,
+        cancel: CancelToken | None = None,
+    ) -> AbstractContextManager[Engine]:
+        """Lend a model, as `ModelPool.lease` does, under the name that a client gives it.
+
+        The wait is limited by the settings, too. Raises what `key_of` and `ModelPool.lease` raise.
+        """
+        longest = self.settings.max_wait_seconds
+        return self.pool.lease(
+            self.key_of(name),
+            keep_alive_seconds=keep_alive_seconds,
+            max_wait_seconds=longest if max_wait_seconds is None else min(max_wait_seconds, longest),
+            cancel=cancel,
+        )
 
     def start(self, *, delay_seconds: float = 0.0, reason: str | None = None) -> None:
-        """Load the model, after `delay_seconds`, in which `reason` says why. Nothing if told to stop by then.
+        """Load the models, after `delay_seconds`, in which `reason` says why. Nothing if told to stop by then.
 
         A failure is kept in `reason`, logged, and raised.
         """
@@ -73,8 +154,13 @@ class Service:
         if self.wait_for_stop(delay_seconds):
             return
         try:
-            adapter = self._load()
+            with self.pool.lease(self._default) as engine:
+                self._default_name = engine.config.model
+            for name in self.settings.preload:
+                self.pool.load(name)
         except BaseException as error:
+            if self._phase == "stopping" and isinstance(error, ClosedError):
+                return
             foreseen = isinstance(error, WhisperlibError)
             message = " ".join(str(error).split())
             self._reason = message if foreseen and message else f"{type(error).__name__}: {message}"
@@ -82,10 +168,8 @@ class Service:
             logger.error("the model could not be loaded: %s", self._reason, exc_info=None if foreseen else error)
             raise
         self._reason = None
-        self._adapter = adapter
+        threading.Thread(target=self.pool.watch, name="idle models", daemon=True).start()
         self._set_phase("ready")
-        if self._phase == "stopping":  # told to stop while it loaded
-            self._free()
 
     @contextmanager
     def admitted(self, *, needs_model: bool = True) -> Iterator[CancelToken]:
@@ -115,7 +199,7 @@ class Service:
             return self._changed.wait_for(lambda: self._phase == "stopping", seconds)
 
     def stop(self, grace_seconds: float | None = None) -> bool:
-        """Refuse new requests and let those inside end, for `grace_seconds`; stop the rest, and free the model.
+        """Refuse new requests and let those inside end, for `grace_seconds`; stop the rest, and free the models.
 
         Left out, `grace_seconds` is `shutdown_seconds`. Returns whether all could end by themselves. Another thread
         may call it again, to shorten the time.
@@ -128,19 +212,29 @@ class Service:
             rest = list(self._in_flight)
         for token in rest:
             token.cancel()
-        self._free()
+        self.pool.close()
         return ended
 
-    def _free(self) -> None:
-        with self._closing:
-            if self._adapter is not None:
-                self._adapter.close()
+    def _path_of(self, key: str) -> Path | None:
+        """Return a model's file, None where none can be used."""
+        try:
+            return models.resolve(key, settings=self.settings).path
+        except ModelError as error:
+            logger.debug("%s is not served: %s", key, error)
+            return None
+
+    def _there(self) -> list[str]:
+        """Return the names of the models that have a file in the model root, sound or not."""
+        root = self.settings.model_root
+        return [name for name, model in CATALOGUE.items() if any((root / model.directory).glob("*.bin"))]
 
     def _why_none(self) -> str:
         if self._phase == "stopping":
             return "the server is stopping"
         if self._phase == "failed":
             return f"the model could not be loaded: {self._reason}"
+        if self._phase == "ready":
+            return f"the model {self._default_name!r} is not loaded at the moment"
         return f"the model is still loading{f': {self._reason}' if self._reason else ''}"
 
     def _set_phase(self, phase: Phase) -> None:

@@ -10,18 +10,15 @@ from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel, Field, RootModel
 
 from whisperlib import formats
-from whisperlib.engine import Engine
 from whisperlib.options import MAX_PROMPT_CHARACTERS, Profile, TranscribeOptions, VadOptions
 from whisperlib.results import Segment, Task
 from whisperlib.web import form, running, schemas, stream, text
-from whisperlib.web.errors import ApiError
 from whisperlib.web.openapi import describe
 from whisperlib.web.running import Event, Outcome
-from whisperlib.web.service import current_service
+from whisperlib.web.service import OPENAI_ALIAS, current_service
 
 routes = Blueprint("openai", __name__, url_prefix="/v1")
 
-ALIAS = "whisper-1"  # what clients of OpenAI's service ask for: the model that is loaded
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 FORMATS = get_args(Format)
 # The names that clients know our options by.
@@ -38,7 +35,7 @@ class TranslationForm(BaseModel):
     """What a translation is asked with."""
 
     file: bytes = Field(description="Audio in any format.", json_schema_extra={"format": "binary"})
-    model: str = Field(ALIAS, description="The loaded model's name, or `whisper-1`; left out: the loaded model.")
+    model: str = Field(OPENAI_ALIAS, description="Name of a model that is served; `whisper-1`: the default.")
     prompt: str | None = Field(None, description="Text that the model takes as said before; its end counts.")
     response_format: Format = Field("json", description="How the answer is written.")
     temperature: float = Field(0.0, ge=0, le=1, description="First decoding temperature; higher ones are a fallback.")
@@ -142,13 +139,14 @@ def transcriptions() -> Response:
     """Transcribe, as OpenAI's API does."""
     with running.admitted() as admission:
         audio = form.upload()
-        _check_model(admission.adapter)
         response_format, granularities = _format(), _granularities()
         with_logprobs = _includes_logprobs(response_format)
         options = _options("transcribe", with_words="word" in granularities)
-        if form.flag("stream"):
-            if response_format not in {"json", "text"}:
-                raise form.bad("response_format", response_format, "a stream is json, or text")
+        streamed = form.flag("stream")
+        if streamed and response_format not in {"json", "text"}:
+            raise form.bad("response_format", response_format, "a stream is json, or text")
+        admission.use(form.text("model"))
+        if streamed:
             return _stream(running.stream(audio, options), with_logprobs=with_logprobs)
         return _answer(running.transcribe(audio, options), response_format, granularities, with_logprobs=with_logprobs)
 
@@ -159,9 +157,9 @@ def translations() -> Response:
     """Translate into English, as OpenAI's API does."""
     with running.admitted() as admission:
         audio = form.upload()
-        _check_model(admission.adapter)
         response_format = _format()
         options = _options("translate", with_words=False)
+        admission.use(form.text("model"))
         return _answer(running.transcribe(audio, options), response_format, ("segment",))
 
 
@@ -169,34 +167,25 @@ def translations() -> Response:
 @describe(tag="OpenAI", answers={200: {"application/json": ModelList}})
 def models() -> Response:
     """List the models that may be asked for."""
-    return jsonify(ModelList(data=_models(current_service().adapter)).model_dump())
+    return jsonify(ModelList(data=_models()).model_dump())
 
 
 @routes.get("/models/<path:model_id>")
 @describe(tag="OpenAI", answers={200: {"application/json": Model}})
 def model(model_id: str) -> Response:
     """Tell of one model."""
-    adapter = current_service().adapter
-    for one in _models(adapter):
+    for one in _models():
         if one.id == model_id:
             return jsonify(one.model_dump())
-    raise _no_such_model(model_id, adapter)
+    raise current_service().no_such_model(model_id)
 
 
-def _models(adapter: Engine) -> list[Model]:
-    created = int(adapter.config.path.stat().st_mtime)
-    return [Model(id=name, created=created) for name in (adapter.config.model, ALIAS)]
-
-
-def _check_model(adapter: Engine) -> None:
-    wanted = form.text("model")
-    if wanted not in {None, ALIAS, adapter.config.model}:
-        raise _no_such_model(str(wanted), adapter)
-
-
-def _no_such_model(name: str, adapter: Engine) -> ApiError:
-    message = f"the model {name[:100]!r} is not served here: ask for {adapter.config.model!r} or {ALIAS!r}"
-    return ApiError(404, message, code="model_not_found", param="model")
+def _models() -> list[Model]:
+    service = current_service()
+    service.check_ready()
+    served = service.served()
+    files = {**served, OPENAI_ALIAS: served.get(service.default_name)}
+    return [Model(id=name, created=int(path.stat().st_mtime)) for name, path in files.items() if path]
 
 
 def _format() -> str:

@@ -16,7 +16,7 @@ from whisperlib.engine import Engine
 from whisperlib.errors import UnavailableError
 from whisperlib.web import metrics
 from whisperlib.web.openapi import describe
-from whisperlib.web.service import RETRY_SECONDS, current_service
+from whisperlib.web.service import current_service
 
 routes = Blueprint("status", __name__)
 
@@ -47,13 +47,17 @@ curl {address}transcribe -d '{"audio_url": "https://example.org/talk.mp3"}'</pre
 
 
 class Health(BaseModel):
-    """The process lives. `status` is `loading`, `ready`, `failed` or `stopping`; `reason` says why it failed."""
+    """The process lives. `status` is `loading`, `ready`, `failed` or `stopping`; `reason` says why it failed.
+
+    `models` are all that are loaded now; `model` and `requests` tell of the default one.
+    """
 
     status: str
     reason: str | None
     version: str
     uptime_seconds: float
     model: dict[str, Any] | None
+    models: list[str]
     requests: dict[str, Any] | None
     cache: dict[str, Any]
     libraries: dict[str, Any]
@@ -86,6 +90,7 @@ def health() -> Response:
         version=__version__,
         uptime_seconds=round(time.monotonic() - _STARTED, 1),
         model=_model(adapter) if adapter else None,
+        models=[service.name_of(key) for key in service.pool.loaded()],
         requests=asdict(adapter.workload()) if adapter else None,
         cache=cache.describe(service.settings, adapter.cache.stats() if adapter and adapter.cache else None),
         **info.collect(probe=False, parts=("libraries", "cpu", "memory", *(["cuda"] if asks_driver else []))),
@@ -98,9 +103,8 @@ def health() -> Response:
 def ready() -> Response:
     """Tell whether the model is loaded and requests are taken."""
     service = current_service()
-    if service.phase == "stopping":
-        raise UnavailableError("the server is stopping", RETRY_SECONDS)
-    return jsonify(Ready(status="ready", model=service.adapter.config.model).model_dump())
+    service.check_ready()
+    return jsonify(Ready(status="ready", model=service.default_name).model_dump())
 
 
 @routes.get("/metrics")

@@ -48,7 +48,12 @@ def transcribe() -> Response:
     The server keeps an answer of JSON for a while, under its `id`.
     """
     with running.admitted() as admission, intake.asked() as asked:
-        _check(asked, served_model=admission.adapter.config.model)
+        _check(asked)
+        admission.use(
+            asked.model,
+            keep_alive_seconds=asked.keep_alive_seconds,
+            max_wait_seconds=asked.options.max_wait_seconds,
+        )
         if not _has_json(asked):
             outcome = running.transcribe(asked.audio, asked.options)
             return text.respond(outcome.result, asked.response_format)
@@ -61,10 +66,7 @@ def transcribe() -> Response:
         return jsonify(_json(outcome, asked, kept_as, enhancement))
 
 
-def _check(asked: Asked, served_model: str) -> None:
-    if asked.model not in {None, served_model}:
-        message = f"the model {asked.model!r} is not served here: leave it out, or give {served_model!r}"
-        raise ApiError(404, message, code="model_not_found", param="model")
+def _check(asked: Asked) -> None:
     if asked.stream and not _has_json(asked):
         message = (
             f"a stream has no {asked.response_format}: take {' or '.join(schemas.JSON_FORMATS)}, or do without stream"
