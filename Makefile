@@ -13,7 +13,7 @@ COMPOSE ?= $(shell command -v docker-compose || echo docker compose)
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve image image-cuda up down test test-docker lint native native-portable native-cuda model bench load soak clean distclean
+.PHONY: help demo serve image image-cuda up down test test-docker test-page page-picture lint native native-portable native-cuda model bench load soak clean distclean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS='	' read -r target text; do \
@@ -42,6 +42,12 @@ test-docker: $(VENV)/.dev native ## build the image and test it
 
 test: $(VENV)/.dev native ## run the tests; make test ARGS='-k audio -x' passes options to pytest
 	@$(PY) -m pytest $(ARGS)
+
+test-page: $(VENV)/.page-test native ## try the web page in the system's Chromium
+	@$(PY) -m pytest tests/page $(ARGS)
+
+page-picture: $(VENV)/.page-test native ## make docs/page.png, the picture of the web page, anew
+	@$(PY) -m tests.page.picture
 
 lint: $(VENV)/.dev ## check style and types
 	@$(PY) -m ruff check $(CODE)
@@ -94,6 +100,11 @@ $(VENV)/.micro-model: $(VENV)/.dev
 $(VENV)/.dev: $(VENV)/.build
 	@echo "installing development packages into $(VENV)"
 	@$(PIP_INSTALL) --editable '.[build,test,lint]'
+	@touch $@
+
+$(VENV)/.page-test: $(VENV)/.dev
+	@echo "installing what drives a browser into $(VENV)"
+	@$(PIP_INSTALL) --editable '.[build,test,lint,page-test]'
 	@touch $@
 
 $(BENCH_VENV)/.bench: pyproject.toml

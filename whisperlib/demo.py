@@ -21,6 +21,7 @@ from whisperlib.errors import WhisperlibError
 from whisperlib.web.local import LocalServer
 
 ASKED_OF_THE_SERVER = "rms_010.flac"
+PAGE = "http://127.0.0.1:8000/"  # of `make serve`
 
 
 def main() -> int:
@@ -65,7 +66,7 @@ def _ask_a_server(console: Console) -> None:
             session.trust_env = False  # a proxy of the environment cannot reach our loopback
             answer = session.post(f"{server.url}/transcribe", data=body, timeout=60)
     told = json.dumps(answer.json(), indent=2, ensure_ascii=False)
-    console.print(f"[cyan]{escape(told)}[/]\n\n`make serve` leaves one running at http://127.0.0.1:8000.")
+    console.print(f"[cyan]{escape(told)}[/]\n\n`make serve` leaves one running: its page is at {PAGE}")
     answer.raise_for_status()
 
 

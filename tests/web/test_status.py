@@ -1,4 +1,4 @@
-"""/health, /ready and the first page."""
+"""/health and /ready."""
 
 from __future__ import annotations
 
@@ -161,37 +161,3 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert "tiny" in told
     assert "sesame" not in told
     assert "simsalabim" not in told
-
-
-@pytest.mark.parametrize("accept", ["text/html", "*/*", "text/html;q=0.5, application/xhtml+xml"])
-def test_the_first_page_says_where_to_go(accept: str) -> None:
-    client = bare_app().test_client()
-    page = client.get("/", headers={"Accept": accept})
-    assert page.mimetype == "text/html"
-    assert "curl http://localhost/transcribe -F file=@" in page.text
-    assert "base URL <code>http://localhost/v1</code>" in page.text
-    for link in ("docs", "openapi.json", "health", "metrics"):
-        assert f'href="{link}"' in page.text
-        assert client.get(f"/{link}").status_code == 200
-    assert "Accept" in page.vary
-
-
-def test_the_first_page_loads_nothing(client: FlaskClient) -> None:
-    page = client.get("/", headers={"Accept": "text/html"})
-    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    assert "src=" not in page.text
-
-
-def test_a_program_gets_the_first_page_as_json() -> None:
-    response = bare_app().test_client().get("/", headers={"Accept": "application/json"})
-    told = response.get_json()
-    assert told["name"] == "whisperlib"
-    assert (told["documentation"], told["openapi"], told["health"]) == ("/docs", "/openapi.json", "/health")
-    assert "Accept" in response.vary
-
-
-def test_the_first_page_repeats_no_markup_that_a_client_sends() -> None:
-    client = bare_app().test_client()
-    sent = client.get("/", headers={"Accept": "text/html", "Host": 'x"><script>alert(1)</script>'})
-    below = client.get("/", headers={"Accept": "text/html"}, environ_overrides={"SCRIPT_NAME": "/<script>"})
-    assert "<script" not in sent.text + below.text

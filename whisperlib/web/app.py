@@ -7,7 +7,7 @@ from flask import Flask
 from whisperlib.enhance import Enhancer
 from whisperlib.fetch import Fetcher
 from whisperlib.web import enhancing, errors, guard, kept, log, metrics, running
-from whisperlib.web.routes import admin, docs, inference, openai, status, transcribe, transcriptions
+from whisperlib.web.routes import admin, docs, inference, openai, page, status, transcribe, transcriptions
 from whisperlib.web.service import EXTENSION, Service
 
 MAX_FORM_PARTS = 200
@@ -29,6 +29,6 @@ def create_app(service: Service | None = None) -> Flask:
     app.extensions[enhancing.ENHANCER] = Enhancer.from_settings(service.settings)
     for part in (log, metrics, guard, errors, kept):
         part.register(app)
-    for room in (status, docs, transcribe, transcriptions, openai, inference, admin):
+    for room in (page, status, docs, transcribe, transcriptions, openai, inference, admin):
         app.register_blueprint(room.routes)
     return app

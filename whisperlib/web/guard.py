@@ -16,7 +16,11 @@ from whisperlib.web.errors import ApiError
 from whisperlib.web.service import current_service
 
 NO_KEYS = "none"
-OPEN_ENDPOINTS = ("status.health", "status.ready", "status.index", "docs.page", "docs.document", "docs.asset")
+OPEN_ENDPOINTS = (
+    *("status.health", "status.ready"),
+    *("page.index", "page.config", "page.asset"),
+    *("docs.page", "docs.document", "docs.asset"),
+)
 ADMIN = "admin"  # the blueprint whose calls need a key of their own
 PREFLIGHT_SECONDS = 3600
 

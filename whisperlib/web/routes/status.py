@@ -1,4 +1,4 @@
-"""Whether the server lives, is ready, and what it does; and the first page."""
+"""Whether the server lives, is ready, and what it does."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
-from markupsafe import escape
+from flask import Blueprint, Response, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
@@ -21,29 +20,6 @@ from whisperlib.web.service import current_service
 routes = Blueprint("status", __name__)
 
 _STARTED = time.monotonic()
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>whisperlib</title>
-<style>
-  :root { color-scheme: light dark }
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 42rem; margin: 3rem auto; padding: 0 1rem }
-  pre { overflow-x: auto; padding: 1rem; border: 1px solid; border-radius: .5rem }
-</style>
-<h1>whisperlib</h1>
-<p>Whisper speech-to-text. Send audio, get its text:</p>
-<pre>curl {address}transcribe -F file=@talk.mp3
-curl {address}transcribe -d '{"audio_url": "https://example.org/talk.mp3"}'</pre>
-<ul>
-  <li><a href="docs">Every call, to read and to try</a> (<a href="openapi.json">OpenAPI document</a>)</li>
-  <li><a href="health">Health</a>, <a href="ready">readiness</a>, <a href="metrics">metrics</a></li>
-  <li>Clients of OpenAI's audio API: base URL <code>{address}v1</code></li>
-</ul>
-</html>
-"""
 
 
 class Health(BaseModel):
@@ -115,21 +91,6 @@ def tell_metrics() -> Response:
     Where the server has keys, this needs one, too: it tells how much the server is used.
     """
     return Response(generate_latest(metrics.current().registry), content_type=CONTENT_TYPE_LATEST)
-
-
-@routes.get("/")
-@describe(tag="Documentation", answers={200: {"text/html": None, "application/json": {"type": "object"}}})
-def index() -> Response:
-    """Say what this is, and where to go."""
-    links = {"documentation": "/docs", "openapi": "/openapi.json", "health": "/health", "metrics": "/metrics"}
-    if not request.accept_mimetypes.accept_html:
-        response = jsonify({"name": "whisperlib", "version": __version__, **links})
-    else:
-        page = _PAGE.replace("{address}", str(escape(request.root_url)))  # the client says who we are
-        response = Response(page, mimetype="text/html")
-        response.headers["Content-Security-Policy"] = _POLICY
-    response.vary.add("Accept")
-    return response
 
 
 def _adapter() -> Engine | None:
