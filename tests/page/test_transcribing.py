@@ -60,18 +60,26 @@ def test_files_are_chosen_and_worked_in_their_order(page: Page) -> None:
     assert page.locator(".job h2").all_inner_texts() == [LONG_SAMPLE.name, GERMAN.name]
 
 
-def test_segments_appear_before_the_end(page: Page) -> None:
-    states = """() => {
-        window.states = [];
+def test_upload_progress_and_segments_are_shown_as_they_come(page: Page) -> None:
+    watch = """() => {
+        window.seen = [];
         new MutationObserver(() => {
             const job = document.querySelector(".job");
-            if (job?.querySelector("li")) window.states.push(job.dataset.state);
-        }).observe(document.querySelector("#jobs"), {subtree: true, childList: true});
+            const [lines, bar] = [job.querySelectorAll("li").length, job.querySelector("progress")];
+            window.seen.push([job.dataset.state, job.querySelector(".state").textContent, bar.value, lines]);
+        }).observe(document.querySelector("#jobs"), {subtree: true, childList: true, characterData: true});
     }"""
-    page.evaluate(states)
+    page.evaluate(watch)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 1_000_000}
+    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
     drop(page, LONG_SAMPLE)
     finished(page, LONG_SAMPLE.name)
-    assert page.evaluate("window.states[0]") == "working"
+    seen = page.evaluate("seen")
+    uploading = [text for state, text, value, _ in seen if state == "sending" and 0 < value < 1]
+    assert uploading
+    assert all(re.fullmatch(r"Uploading \d\d? %", text) for text in uploading)
+    working = [(text, lines) for state, text, value, lines in seen if state == "working" and 0 < value < 1]
+    assert any(re.fullmatch(r"Transcribing \d\d? %", text) and lines for text, lines in working)
 
 
 def test_a_download_is_what_the_server_writes(page: Page, server: RunningServer) -> None:
@@ -123,6 +131,16 @@ def test_the_text_can_be_copied(open_page: OpenPage, server: RunningServer) -> N
     found = finished(page, SAMPLE.name)
     found.get_by_role("button", name="Copy text").click()
     expect(found.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == SPOKEN
+
+
+def test_the_text_can_be_copied_where_browsers_offer_no_clipboard(open_page: OpenPage, server: RunningServer) -> None:
+    page = open_page(server.url, permissions=["clipboard-read"])
+    drop(page, SAMPLE)
+    found = finished(page, SAMPLE.name)
+    page.evaluate("navigator.clipboard.writeText = undefined")  # as at plain http:// addresses
+    found.get_by_role("button", name="Copy text").click()
+    expect(found.get_by_role("button", name="Copied")).to_be_focused()
     assert page.evaluate("navigator.clipboard.readText()") == SPOKEN
 
 
@@ -190,6 +208,15 @@ def test_the_server_fetches_an_address(page: Page) -> None:
         page.get_by_label("or fetch from an address").fill(url)
         page.get_by_role("button", name="Transcribe", exact=True).click()
         expect(finished(page, "a.flac").locator(".segments .text")).to_have_text([SPOKEN])
+
+
+@pytest.mark.parametrize(("path", "name"), [("/a%20b.flac", "a b.flac"), ("/%E0%A4", "%E0%A4"), ("/", "127.0.0.1")])
+def test_an_address_gives_the_name(page: Page, path: str, name: str) -> None:
+    refused = {"error": {"message": "no", "code": "url_refused"}}
+    page.route("**/transcribe", lambda route: route.fulfill(status=400, json=refused))
+    page.get_by_label("or fetch from an address").fill(f"http://127.0.0.1{path}")
+    page.keyboard.press("Enter")
+    finished(page, name, "failed")
 
 
 def test_an_address_that_may_not_be_fetched_is_refused_in_the_servers_words(page: Page, server: RunningServer) -> None:

@@ -79,7 +79,7 @@ export async function enhance(id, { signal, onEvent }) {
   const events = new Events(onEvent);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch(unreachable);
     if (done) break;
     events.feed(value);
   }
@@ -102,14 +102,13 @@ async function get(path) {
 }
 
 async function reach(path, options) {
-  let response;
-  try {
-    response = await fetch(path, options);
-  } catch (error) {
-    throw error.name === "AbortError" ? error : new ServerError(UNREACHABLE);
-  }
+  const response = await fetch(path, options).catch(unreachable);
   if (!response.ok) throw ServerError.of(response.status, await response.text(), response.headers.get("Retry-After"));
   return response;
+}
+
+function unreachable(error) {
+  throw error.name === "AbortError" ? error : new ServerError(UNREACHABLE);
 }
 
 function headers(accept) {

@@ -1,6 +1,7 @@
 // The text as a language model corrects it, beside the transcript. Whether it is a correction is known at its end.
 
 import { enhance } from "./api.js";
+import { copy } from "./clipboard.js";
 
 export class Enhancement {
   done = null; // what the server said at the end
@@ -17,7 +18,7 @@ export class Enhancement {
     this.#announce = announce;
     button.onclick = () => this.#ask();
     this.#part("anyway").onclick = () => this.#ask();
-    this.#part("copy-enhanced").onclick = () => navigator.clipboard.writeText(this.done.text).then(() => announce("Copied."));
+    this.#part("copy-enhanced").onclick = () => copy(this.done.text).then(() => announce("Copied."));
   }
 
   // Offer it for a transcription that the server knows by `id`.

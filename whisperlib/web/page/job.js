@@ -1,7 +1,8 @@
 // One file, or one address: its way through the server, and its place on the page.
 
 import { transcribe } from "./api.js";
-import { FORMATS, download } from "./downloads.js";
+import { copy } from "./clipboard.js";
+import { download } from "./downloads.js";
 import { Enhancement } from "./enhancement.js";
 import { Player } from "./player.js";
 import { Transcript } from "./transcript.js";
@@ -213,7 +214,7 @@ export class Job {
   }
 
   async #copy() {
-    await navigator.clipboard.writeText(this.#told().text);
+    await copy(this.#told().text);
     const button = this.#part("copy");
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy text"), 1500);

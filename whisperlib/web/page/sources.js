@@ -60,9 +60,18 @@ function watchAddress(onSources) {
     event.preventDefault();
     const url = new URL($("#url").value);
     problem("");
-    onSources([{ name: decodeURIComponent(url.pathname.split("/").pop()) || url.host, url: url.href }]);
+    onSources([{ name: nameOf(url), url: url.href }]);
     $("#url").value = "";
   };
+}
+
+function nameOf(url) {
+  const name = url.pathname.split("/").pop();
+  try {
+    return decodeURIComponent(name) || url.host;
+  } catch {
+    return name; // a percent sign that means nothing
+  }
 }
 
 function watchMicrophone(onSources) {
