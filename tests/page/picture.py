@@ -10,7 +10,6 @@ from tests.chat_server import Call, chat_server
 from tests.conftest import ROOT
 from tests.page.actions import LONG_SAMPLE, drop, finished, until
 from tests.page.conftest import CHROMIUM
-from tests.page.enhancing_app import COMMAND
 from tests.web.running_server import running_server
 
 PICTURE = ROOT / "docs" / "page.png"
@@ -38,7 +37,7 @@ def correct(call: Call) -> None:
 def main() -> None:
     with (
         chat_server(correct) as chat,
-        running_server(command=COMMAND, llm_base_url=chat.base_url, llm_model="gemma3") as server,
+        running_server(llm_base_url=chat.base_url, llm_model="gemma3") as server,
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM)

@@ -13,8 +13,8 @@ import pytest
 
 from tests.chat_server import Call, ChatServer, chat_server, stall
 from tests.page.actions import SAMPLE, SPOKEN, drop, finished
+from tests.page.app import COMMAND
 from tests.page.conftest import OpenPage
-from tests.page.enhancing_app import COMMAND
 from tests.web.running_server import RunningServer, running_server
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-page").expect
@@ -82,7 +82,7 @@ def _corrects(model: Writer) -> None:
 
 
 def enhancing_server(chat: ChatServer, **others: Any) -> AbstractContextManager[RunningServer]:
-    return running_server(command=COMMAND, llm_base_url=chat.base_url, llm_model="gemma3", **others)
+    return running_server(llm_base_url=chat.base_url, llm_model="gemma3", **others)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def url(stack: ExitStack, chat: ChatServer) -> str:
 @pytest.fixture(scope="module")
 def accurate_url(stack: ExitStack, chat: ChatServer) -> str:
     """A server that takes its model for one that needs no clean-up."""
-    return stack.enter_context(enhancing_server(chat, environment={"TEST_MODEL_NAME": "medium"})).url
+    return stack.enter_context(enhancing_server(chat, command=COMMAND, environment={"TEST_MODEL_NAME": "medium"})).url
 
 
 def only_when_asked(page: Page) -> None:

@@ -15,8 +15,8 @@ import requests
 import soundfile
 
 from tests.page.actions import LONG_SAMPLE, SAMPLE, SPOKEN, drop, finished, job, until
+from tests.page.app import COMMAND, PREFIX
 from tests.page.conftest import MICROPHONE, Launch, OpenPage
-from tests.page.enhancing_app import COMMAND, PREFIX
 from tests.test_formats import of
 from tests.web.running_server import RunningServer, running_server
 from tests.web.test_running import file_server, send_audio
