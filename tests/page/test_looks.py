@@ -45,6 +45,22 @@ def test_nothing_is_wider_than_the_window(open_page: OpenPage, server: RunningSe
     expect(page.get_by_role("button", name="Record")).to_be_focused()
 
 
+def test_who_is_quicker_than_the_server_loses_nothing(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/page/config.json", lambda route: held.append(route))  # noqa: PLW0108  (playwright marks its handlers)
+    page.reload()
+    page.locator("#files").set_input_files(SAMPLE)
+    expect(page.locator(".job")).to_have_count(0)
+    held[0].continue_()
+    finished(page, SAMPLE.name)
+
+
+def test_a_page_whose_server_has_gone_says_so(page: Page) -> None:
+    page.route("**/page/config.json", lambda route: route.fulfill(status=502, body="<h1>Bad Gateway</h1>"))
+    page.reload()
+    expect(page.locator("#server")).to_have_text("The server answered 502. Reload the page to try again.")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_texts_stand_out_from_their_ground(open_page: OpenPage, server: RunningServer, scheme: str) -> None:
     page = open_page(server.url, color_scheme=scheme)

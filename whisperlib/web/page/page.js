@@ -28,7 +28,9 @@ const page = {
   },
 };
 
-function add(sources) {
+// Whoever is quicker than the server's answer to the first question waits for it.
+async function add(sources) {
+  if (!(await configured)) return;
   const added = sources.map((source) => new Job(source, chosenOptions(), page));
   $("#jobs").prepend(...added.map((job) => job.root));
   document.body.classList.add("has-jobs");
@@ -68,22 +70,29 @@ function tell(state, text) {
   $("#server").textContent = text;
 }
 
-async function start() {
-  addEventListener("beforeunload", (event) => {
-    if ([...jobs].some((job) => job.active)) event.preventDefault();
-  });
+// Ask what the server has; tell whether it has answered.
+async function configure() {
   try {
     page.config = await api.config();
   } catch (error) {
-    tell("failed", error.message);
-    return;
+    tell("failed", `${error.message} Reload the page to try again.`);
+    return false;
   }
   offerChoices(page.config);
-  watchSources(add);
+  return true;
+}
+
+async function start() {
+  if (!(await configured)) return;
   $("#change-key").hidden = !page.config.needs_key;
   $("#change-key").onclick = () => page.askKey();
   if (!page.config.needs_key || apiKey()) await showModels();
   else if (!(await page.askKey())) tell("failed", "This server needs an API key");
 }
 
+const configured = configure();
+watchSources(add);
+addEventListener("beforeunload", (event) => {
+  if ([...jobs].some((job) => job.active)) event.preventDefault();
+});
 start();
