@@ -41,7 +41,7 @@ GERMAN = assets.SAMPLES / "german_001.flac"
 LONG = assets.SAMPLES / "long_slt75.flac"
 SILENCE = assets.SAMPLES / "silence_white5_0001.flac"
 SAID = {path: assets.sample_text(path.name) for path in (ONE, TWO, GERMAN)}
-NOT_TYPED = {"cancel", "progress", "max_wait_seconds"}  # objects of a Python caller, and a server's limit
+NOT_TYPED = {"cancel", "progress", "max_wait_seconds", "background"}  # objects of a Python caller; for a server
 
 Invoke = Callable[..., Result]
 

@@ -13,7 +13,7 @@ from whisperlib.enhance import Enhancement, Mode, Status
 from whisperlib.options import TranscribeOptions
 from whisperlib.web.running import Outcome
 
-SERVER_OPTIONS = ("threads", "cancel", "progress")  # a client may not set them
+SERVER_OPTIONS = ("threads", "background", "cancel", "progress")  # a client may not set them
 Format = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
 
 
