@@ -102,7 +102,14 @@ def running_server(
 
     `wait` waits until it is ready. At the end, a server that still runs is stopped by SIGTERM, and must exit with 0.
     """
-    settings = {"model_size": "micro", "threads": 1, "host": "127.0.0.1", "port": free_port(), **settings}
+    settings = {
+        "model_size": "micro",
+        "threads": 1,
+        "host": "127.0.0.1",
+        "port": free_port(),
+        "batches": "off",
+        **settings,
+    }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_")}
     variables = {f"WHISPER_{name.upper()}": str(value) for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as directory:

@@ -23,7 +23,8 @@ Body = Mapping[str, "type[BaseModel] | dict[str, Any] | None"]  # by media type;
 ERRORS = {
     400: "Something in the request cannot be used.",
     401: "A key is needed.",
-    404: "No such page or model.",
+    404: "No such page, model or batch.",
+    409: "The `Idempotency-Key` was used for another batch.",
     413: "Too large, or too long.",
     429: "Too much is waiting: come back after `Retry-After` seconds.",
     500: "A failure of ours.",
@@ -92,7 +93,7 @@ def document(app: Flask) -> dict[str, Any]:
     ]
     _add_schemas(spec, [description for _, _, description in described])
     for rule, view, description in described:
-        methods = {"get", "post"} & {method.lower() for method in rule.methods or ()}
+        methods = {"get", "post", "delete"} & {method.lower() for method in rule.methods or ()}
         operation = _operation(rule.endpoint, view, description)
         if rule.endpoint in guard.OPEN_ENDPOINTS:
             operation["security"] = []
