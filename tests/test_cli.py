@@ -250,7 +250,7 @@ class TestOptions:
         arguments = []
         for name, value in {**dict(wanted), **{f"vad_{k}": v for k, v in wanted.vad_options}}.items():
             flag = f"--{name.replace('_', '-')}"
-            if isinstance(value, bool):
+            if isinstance(value, bool) and name not in NOT_TYPED:
                 arguments.append(flag if value else flag.replace("--", "--no-"))
             elif name not in {*NOT_TYPED, "vad_options", "threads"}:
                 assert value != TranscribeOptions.model_fields.get(name, VadOptions.model_fields["threshold"]).default
