@@ -30,6 +30,7 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReques
         monkeypatch.delenv(name)
     # A measurement on a busy machine may share the cores either way; tests count on one of them.
     monkeypatch.setenv("WHISPER_MEASURE_THREADS", "false")
+    monkeypatch.setenv("WHISPER_BATCHES", "off")  # else they would lie in the user's own directory
 
 
 @pytest.fixture(scope="session")

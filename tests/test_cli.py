@@ -41,7 +41,7 @@ GERMAN = assets.SAMPLES / "german_001.flac"
 LONG = assets.SAMPLES / "long_slt75.flac"
 SILENCE = assets.SAMPLES / "silence_white5_0001.flac"
 SAID = {path: assets.sample_text(path.name) for path in (ONE, TWO, GERMAN)}
-NOT_TYPED = {"cancel", "progress", "max_wait_seconds"}  # objects of a Python caller, and a server's limit
+NOT_TYPED = {"cancel", "progress", "max_wait_seconds", "background"}  # objects of a Python caller; for a server
 
 Invoke = Callable[..., Result]
 
@@ -250,7 +250,7 @@ class TestOptions:
         arguments = []
         for name, value in {**dict(wanted), **{f"vad_{k}": v for k, v in wanted.vad_options}}.items():
             flag = f"--{name.replace('_', '-')}"
-            if isinstance(value, bool):
+            if isinstance(value, bool) and name not in NOT_TYPED:
                 arguments.append(flag if value else flag.replace("--", "--no-"))
             elif name not in {*NOT_TYPED, "vad_options", "threads"}:
                 assert value != TranscribeOptions.model_fields.get(name, VadOptions.model_fields["threshold"]).default

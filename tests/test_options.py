@@ -41,6 +41,7 @@ TABLE = [(TranscribeOptions, *row) for row in NUMBERS] + [(VadOptions, *row) for
 HUGE = pytest.param(10**400, id="more than a double holds")
 WORSE = pytest.param(10**5000, id="more than Python prints")
 BOOLEANS = [
+    "background",
     "cache",
     "suppress_non_speech",
     "carry_initial_prompt",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from whisperlib.errors import ClosedError, EngineError, OverloadedError
+from whisperlib.errors import ClosedError, EngineError, OverloadedError, TranscriptionCancelled
 from whisperlib.interrupt import Interrupt
 from whisperlib.options import CancelToken, TranscribeOptions
 from whisperlib.scheduler import Scheduler, Turn
@@ -38,7 +38,14 @@ class Engine:
             assert self._changed.wait_for(lambda: what in self.log, PATIENCE_SECONDS), (what, self.log)
 
     def submit(
-        self, name: str, seconds: float, gates: list[threading.Event], *, limit: float | None = None, **options: Any
+        self,
+        name: str,
+        seconds: float,
+        gates: list[threading.Event],
+        *,
+        limit: float | None = None,
+        background: bool = False,
+        **options: Any,
     ) -> Future[str]:
         """Run through a window per gate, each as long as its gate is shut."""
         interrupt = Interrupt(TranscribeOptions(**options), self.closing, time.monotonic())
@@ -51,7 +58,7 @@ class Engine:
                 assert gate.wait(PATIENCE_SECONDS)
             return name
 
-        return self.scheduler.submit(work, interrupt, seconds, limit)
+        return self.scheduler.submit(work, interrupt, seconds, limit, background=background)
 
 
 def shut(n: int) -> list[threading.Event]:
@@ -436,6 +443,78 @@ class TestHelpers:
         assert long.result(PATIENCE_SECONDS) == "L"
         two.scheduler.close()  # what has ended is measured by then
         assert two.scheduler.workload().real_time_factor * 60 >= least
+
+
+class TestBackground:
+    @pytest.mark.parametrize("seconds", [5, 3000])
+    def test_it_makes_way_at_its_next_window_for_any_other(self, engine: Engine, seconds: float) -> None:
+        windows, other = shut(2), shut(1)
+        background = engine.submit("B", 60, windows, background=True)
+        engine.wait_for("B0")
+        first = engine.submit("x", seconds, other)
+        windows[0].set()
+        engine.wait_for("x0")
+        second = engine.submit("y", seconds, opened())
+        other[0].set()
+        assert (first.result(PATIENCE_SECONDS), second.result(PATIENCE_SECONDS)) == ("x", "y")
+        windows[1].set()
+        assert background.result(PATIENCE_SECONDS) == "B"
+        assert engine.log == ["B0", "x0", "y0", "B1"]
+
+    def test_it_begins_when_nobody_else_waits(self, engine: Engine) -> None:
+        first = shut(1)
+        futures = [engine.submit("a", 5, first), engine.submit("B", 5, opened(), background=True)]
+        engine.wait_for("a0")
+        futures += [engine.submit("c", 5, opened()), engine.submit("L", 90, opened())]
+        first[0].set()
+        for future in futures:
+            future.result(PATIENCE_SECONDS)
+        assert engine.log[-1] == "B0"
+
+    def test_all_of_them_make_way(self) -> None:
+        engine = Engine(slots=2)
+        windows, clips = [shut(2), shut(2)], [shut(1), shut(1)]
+        for name, gates in zip("BC", windows, strict=True):
+            engine.submit(name, 60, gates, background=True)
+        engine.wait_for("B0")
+        engine.wait_for("C0")
+        for name, gates in zip("xy", clips, strict=True):
+            engine.submit(name, 90, gates)
+        for gates in windows:
+            gates[0].set()
+        engine.wait_for("x0")
+        engine.wait_for("y0")
+        assert (engine.scheduler.workload().running, engine.scheduler.workload().waiting) == (2, 2)
+        for gates in (*clips, *windows):
+            for gate in gates:
+                gate.set()
+        engine.wait_for("B1")
+        engine.wait_for("C1")
+        engine.scheduler.close()
+
+    def test_the_others_wait_for_one_window_of_it(self, engine: Engine) -> None:
+        engine.scheduler.set_real_time_factor(15.0, 30.0)
+        windows = shut(1)
+        engine.submit("B", 3000, windows, background=True)
+        engine.wait_for("B0")
+        workload = engine.scheduler.workload()
+        assert (workload.queued_audio_seconds, workload.wait_seconds) == (3000, 15)
+        with pytest.raises(OverloadedError, match="1500 s of work"):
+            engine.submit("C", 30, opened(), limit=100, background=True)
+        assert engine.submit("a", 5, opened(), limit=15)
+        assert engine.submit("L", 90, opened(), limit=15)
+        windows[0].set()
+
+    def test_a_cancelled_one_stops_while_it_is_paused(self, engine: Engine) -> None:
+        token, windows, other = CancelToken(), shut(2), shut(1)
+        background = engine.submit("B", 60, windows, background=True, cancel=token)
+        engine.wait_for("B0")
+        engine.submit("x", 5, other)
+        windows[0].set()
+        engine.wait_for("x0")
+        token.cancel()
+        assert isinstance(background.exception(PATIENCE_SECONDS), TranscriptionCancelled)
+        other[0].set()
 
 
 class TestEnd:

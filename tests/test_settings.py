@@ -17,6 +17,7 @@ from whisperlib.settings import MODEL_NAMES, Settings, allowed, get_settings
 @pytest.fixture(autouse=True)
 def _nothing_set(_own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WHISPER_MEASURE_THREADS")
+    monkeypatch.delenv("WHISPER_BATCHES")
 
 
 def test_the_documentation_has_every_setting_as_it_is() -> None:
@@ -84,6 +85,8 @@ def test_no_variable_gives_the_defaults() -> None:
         ("cache", "./kept", str(Path.cwd() / "kept")),
         ("cache", "rediss://:pass@cache.local:6380/1", "rediss://:pass@cache.local:6380/1"),
         ("cache_seconds", "60", 60),
+        ("batches", "AUTO", "auto"),
+        ("batches", "~/lists", str(Path.home() / "lists")),
         ("threads", "512", 512),
         ("concurrency", " 3 ", 3),
         ("max_audio_seconds", "1.5", 1.5),
@@ -154,6 +157,9 @@ def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch, name: str) 
         ("cache", "redis://cache.local:none"),
         ("cache_bytes", "1GB"),
         ("cache_seconds", "0"),
+        ("batches", "on"),
+        ("batches", "~nobody-of-this-name/lists"),
+        ("batch_max_items", "0"),
         ("threads", "many"),
         ("threads", "-1"),
         ("threads", "513"),

@@ -334,7 +334,11 @@ class WhisperLibraryAdapter:
                 raise
 
         return self._scheduler.submit(
-            in_engine_thread, request.interrupt, len(request.samples) / SAMPLE_RATE, max_wait_seconds
+            in_engine_thread,
+            request.interrupt,
+            len(request.samples) / SAMPLE_RATE,
+            max_wait_seconds,
+            background=request.options.background,
         )
 
     @contextmanager

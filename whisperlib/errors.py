@@ -23,6 +23,8 @@
     │   ├── FetchTooLargeError more bytes than the limit
     │   └── FetchTimeoutError  not there in time                           (TimeoutError)
     ├── LanguageModelError     the language model gave no answer that can be used
+    ├── BatchStoreError        the place where batches are kept fails
+    ├── BatchKeyTakenError     another batch has the key that this one was given
     ├── BusyError              not now; says after how many seconds to try again
     │   ├── OverloadedError    too much work is waiting
     │   └── UnavailableError   the model is not loaded, or the server is stopping
@@ -131,7 +133,11 @@ class ForkedProcessError(EngineError):
 
 
 class FetchError(WhisperlibError):
-    """The audio behind a URL could not be fetched."""
+    """The audio behind a URL could not be fetched. `transient`: it may be possible later."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class UrlRefusedError(FetchError, ValueError):
@@ -148,6 +154,14 @@ class FetchTimeoutError(FetchError, TimeoutError):
 
 class LanguageModelError(WhisperlibError):
     """The language model that cleans transcripts up gave no answer that can be used. `Enhancer` never raises it."""
+
+
+class BatchStoreError(WhisperlibError):
+    """The place where batches are kept cannot be used: not written, full, damaged, or somebody else's."""
+
+
+class BatchKeyTakenError(WhisperlibError):
+    """A batch with this key is there, and is another one."""
 
 
 class BusyError(WhisperlibError):

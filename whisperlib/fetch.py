@@ -54,6 +54,7 @@ MAX_URL_CHARACTERS = 8192
 RETRY_SECONDS = 5.0  # when another fetch may have ended
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_TRANSIENT = (408, 429, 502, 503, 504)
 _SPOOL_BYTES = 1 << 20  # in memory up to here, in a temporary file beyond
 _READ_BYTES = 1 << 16
 _PORTS = {"http": 80, "https": 443}
@@ -164,7 +165,7 @@ class Fetcher:
 
     def _receive(self, answer: http.client.HTTPResponse, host: str, watch: Watch, file: BinaryIO) -> int:
         if answer.status != 200:
-            raise FetchError(f"{host} answered with status {answer.status}")
+            raise FetchError(f"{host} answered with status {answer.status}", transient=answer.status in _TRANSIENT)
         if answer.getheader("Content-Encoding", "").strip().lower() not in {"", "identity"}:
             raise FetchError(f"{host} sends the file compressed, though asked not to: give a URL of plain audio")
         most = self._settings.max_body_bytes
@@ -222,6 +223,11 @@ class Fetcher:
                 raise
 
 
+def check_url(url: str) -> None:
+    """Raise UrlRefusedError where a URL cannot be fetched wherever it leads: malformed, or of another scheme."""
+    _split(url)
+
+
 def resolve(host: str, port: int) -> list[Address]:
     """Resolve a name, or any of the ways to write an address; IPv6 addresses that stand for IPv4 ones become those."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -243,7 +249,7 @@ def _watched(seconds: float, cancel: CancelToken | None) -> Watch:
     return Watch(
         seconds,
         cancel,
-        late=lambda: FetchTimeoutError(f"the file behind the URL was not there within {seconds:.3g} s"),
+        late=lambda: FetchTimeoutError(f"the file behind the URL was not there within {seconds:.3g} s", transient=True),
         cancelled=lambda: TranscriptionCancelled("the request was cancelled while its audio was fetched"),
     )
 
@@ -262,7 +268,8 @@ def _explained(host: str, watch: Watch) -> Iterator[None]:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
         watch.check()
-        raise FetchError(f"the file could not be fetched from {host}: {_reason(error)}") from None
+        transient = not isinstance(error, ssl.SSLError)
+        raise FetchError(f"the file could not be fetched from {host}: {_reason(error)}", transient=transient) from None
 
 
 def _reason(error: Exception) -> str:
@@ -289,7 +296,7 @@ def _connect(host: str, addresses: list[Address], port: int, watch: Watch) -> so
                 stack.pop_all()
                 return sock
         watch.check()
-    raise FetchError(f"the file could not be fetched from {host}: no connection")
+    raise FetchError(f"the file could not be fetched from {host}: no connection", transient=True)
 
 
 def _keep(data: bytes, file: BinaryIO) -> None:

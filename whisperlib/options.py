@@ -196,6 +196,9 @@ class TranscribeOptions(Frozen):
     max_wait_seconds: float | None = Field(
         None, ge=0.0, le=1e7, description="Refuse at once if the wait for a slot is predicted to be longer."
     )
+    background: bool = Field(
+        False, description="Run while no other request waits, and make way for those that come at every 30 s window."
+    )
     on_interrupt: Literal["raise", "partial"] = Field(
         "raise", description="At a deadline or cancel: fail, or give what is finished."
     )

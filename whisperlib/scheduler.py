@@ -1,9 +1,12 @@
-"""Who runs next: a fixed number of slots, and two lanes that share them fairly.
+"""Who runs next: a fixed number of slots, two lanes that share them fairly, and one for what can wait.
 
 Requests of up to `short_seconds` of audio have a lane of their own. Each lane counts the seconds of audio that it was
 served; a free slot goes to the lane that had less, so that under load both get half, and neither waits for ever.
 A long request asks before each of its windows whether a short one is due; if so it pauses and lends its slot. Hence
 a short clip waits for one window of an hour-long file, not for the file.
+
+Background requests have a third lane. It gets the slots that the others and their helpers leave, and gives them back
+before its next window as soon as one of the others waits, so that it takes nothing from them but that window.
 
 A request may have helpers: parts of its work that slots do which nobody else wants. Each is one window long, so that
 whoever comes has the slot after it.
@@ -146,13 +149,14 @@ class Scheduler:
         self._most_paused = max(1, slots // 2)  # each holds a state in memory
         self._on_idle = on_idle
         self._lock = threading.Condition()
-        self._short, self._long = _Lane(pauses=False), _Lane(pauses=True)
+        self._short, self._long, self._background = _Lane(pauses=False), _Lane(pauses=True), _Lane(pauses=True)
+        self._lanes = (self._short, self._long, self._background)
         self._helpers: deque[Turn] = deque()
         self._measured = [0.0, 0.0]  # seconds of work, seconds of audio; both fade
         self._closed = False
         self._engine_threads: set[int] = set()
         # However many callers come, there are this many threads, and OpenMP's pools of them.
-        self._executor = ThreadPoolExecutor(slots + self._most_paused, thread_name_prefix=name)
+        self._executor = ThreadPoolExecutor(2 * slots + self._most_paused, thread_name_prefix=name)
 
     def set_real_time_factor(self, seconds: float, audio_seconds: float) -> None:
         """Give the first estimate: `seconds` of work for `audio_seconds`. What is measured later replaces it."""
@@ -165,14 +169,19 @@ class Scheduler:
         interrupt: Interrupt,
         audio_seconds: float,
         max_wait_seconds: float | None = None,
+        *,
+        background: bool = False,
     ) -> Future[T]:
         """Have `work` called in an engine thread when its turn comes, with the caller's context variables.
+
+        As many `background` requests as have begun may be paused at once, each with a state in memory.
 
         Raises OverloadedError where the predicted wait is longer than `max_wait_seconds`, or, with such a limit,
         where the request would miss its deadline only because it has to wait; ClosedError after `close`.
         """
         future: Future[T] = Future()
-        lane = self._short if audio_seconds <= self._short_seconds else self._long
+        by_length = self._short if audio_seconds <= self._short_seconds else self._long
+        lane = self._background if background else by_length
         turn = Turn(self, lane, future, work, interrupt, _billed(audio_seconds))
         with self._lock:
             if self._closed:
@@ -190,11 +199,10 @@ class Scheduler:
     def workload(self) -> Workload:
         """Tell what runs and waits, and how long a short request would wait."""
         with self._lock:
-            lanes = (self._short, self._long)
             return Workload(
-                running=sum(len(lane.running) for lane in lanes),
-                waiting=sum(lane.n_waiting for lane in lanes),
-                queued_audio_seconds=sum(lane.backlog() for lane in lanes),
+                running=sum(len(lane.running) for lane in self._lanes),
+                waiting=sum(lane.n_waiting for lane in self._lanes),
+                queued_audio_seconds=sum(lane.backlog() for lane in self._lanes),
                 real_time_factor=self._real_time_factor(),
                 wait_seconds=self._wait_seconds(self._short),
             )
@@ -209,7 +217,7 @@ class Scheduler:
         with self._lock:
             self._closed = True
             self._lock.notify_all()
-            self._lock.wait_for(lambda: not (self._short.active or self._long.active))
+            self._lock.wait_for(lambda: not any(lane.active for lane in self._lanes))
         self._executor.shutdown(wait=True)
 
     def _check_wait(self, turn: Turn, most: float) -> None:
@@ -233,9 +241,12 @@ class Scheduler:
         if self._free and not lane.ready:
             return 0.0
         own, other = lane.backlog(), self._other(lane).backlog()
+        background = self._background.backlog()
         ahead = own + min(own, other)
-        if not lane.running:  # it needs a slot that the other lane has: a window must end there
-            ahead = max(ahead, min(other, WINDOW_SECONDS))
+        if lane is self._background:
+            ahead = own + self._short.backlog() + self._long.backlog()
+        elif not lane.running:  # it needs a slot that another lane has: a window must end there
+            ahead = max(ahead, min(other + background, WINDOW_SECONDS))
         seconds = ahead * self._real_time_factor() / self._slots
         turns = self._short.running | self._long.running
         if any(turn.helpers for turn in turns) and not (self._short.ready or self._long.ready):
@@ -253,11 +264,19 @@ class Scheduler:
         """Take the request that a free slot goes to."""
         lanes = [lane for lane in (self._short, self._long) if lane.ready]
         for lane in sorted(lanes, key=lambda lane: lane.clock):
-            while lane.paused or lane.waiting:
-                turn = (lane.paused or lane.waiting).popleft()
-                if turn.started is not None or turn.future.set_running_or_notify_cancel():
-                    return turn
-        return self._helpers.popleft() if self._helpers else None
+            if turn := self._begun(lane):
+                return turn
+        if self._helpers:
+            return self._helpers.popleft()
+        return self._begun(self._background)
+
+    def _begun(self, lane: _Lane) -> Turn | None:
+        """Take the next request of a lane: one that paused, or one that nobody has cancelled meanwhile."""
+        while lane.paused or lane.waiting:
+            turn = (lane.paused or lane.waiting).popleft()
+            if turn.started is not None or turn.future.set_running_or_notify_cancel():
+                return turn
+        return None
 
     def _dispatch(self) -> None:
         """Give the free slots away: to threads that wait for them, or to new ones."""
@@ -314,7 +333,7 @@ class Scheduler:
                 self._lock.notify_all()
 
     def _is_last(self, turn: Turn) -> bool:
-        return not any(lane.ready or lane.running - {turn} for lane in (self._short, self._long))
+        return not any(lane.ready or lane.running - {turn} for lane in self._lanes)
 
     def _next_here(self) -> Turn | None:
         """Take the next request for this thread; one that paused has a thread of its own."""
@@ -344,18 +363,19 @@ class Scheduler:
 
     def _begin_window(self, turn: Turn) -> None:
         with self._lock:
-            lane, other = turn.lane, self._other(turn.lane)
+            lane = turn.lane
             if lane.pauses and not turn.interrupt.reason():
-                if (
-                    not turn.helps
-                    and not self._free
-                    and other.ready
-                    and other.clock <= lane.clock
-                    and len(lane.paused) < self._most_paused
-                ):
+                if not turn.helps and not self._free and self._makes_way(lane):
                     self._pause(turn)
                 lane.clock += WINDOW_SECONDS
             (turn.helps or turn).windows += 1
+
+    def _makes_way(self, lane: _Lane) -> bool:
+        """Whether a request of `lane` shall lend its slot now."""
+        if lane is self._background:
+            return self._short.ready or self._long.ready
+        other = self._other(lane)
+        return other.ready and other.clock <= lane.clock and len(lane.paused) < self._most_paused
 
     def _add_helper(self, turn: Turn, work: Callable[[Turn], object]) -> None:
         with self._lock:

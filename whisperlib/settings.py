@@ -139,6 +139,16 @@ class Settings(BaseSettings):
     cache_seconds: int = _setting(
         "seconds", "A result is forgotten so long after it was made.", default=2_592_000, ge=1, le=315_360_000
     )
+    batches: str = _setting(
+        "place",
+        "Where `POST /batches` keeps its lists, uploads and results; `auto`: the user's state directory.",
+        allowed="auto, off, or a path that begins with /, . or ~",
+        default="auto",
+    )
+    batch_max_items: int = _setting("items", "A batch may have so many.", default=1000, ge=1, le=100_000)
+    batch_keep_seconds: int = _setting(
+        "seconds", "A batch is forgotten so long after its end.", default=604_800, ge=1, le=315_360_000
+    )
     threads: int = _setting("threads", "Threads of one request; 0: as the cgroup allows.", default=0, ge=0, le=512)
     concurrency: int = _setting("requests", "Requests that run at once; 0: as the cores allow.", default=0, ge=0, le=64)
     measure_threads: bool = _setting(
@@ -299,6 +309,15 @@ class Settings(BaseSettings):
         if parts.scheme not in {"redis", "rediss"} or not parts.hostname or parts.port == 0 or re.search(r"\s", value):
             raise ValueError("not a place")
         return value
+
+    @pydantic.field_validator("batches")
+    @classmethod
+    def _batches_place(cls, value: str) -> str:
+        if value.lower() in {"auto", "off"}:
+            return value.lower()
+        if not _PLACE.fullmatch(value):
+            raise ValueError("not a place")
+        return str(cls._home(Path(value)))
 
     @pydantic.field_validator("model_root", "lib_dir", mode="before")
     @classmethod

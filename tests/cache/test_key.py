@@ -40,6 +40,7 @@ MATTERS: dict[str, Any] = {
     "chunking": "parallel",
 }
 MATTERS_NOT: dict[str, Any] = {
+    "background": True,
     "cache": False,
     "cancel": CancelToken(),
     "max_wait_seconds": 3.0,

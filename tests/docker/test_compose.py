@@ -16,7 +16,7 @@ from tests.docker.conftest import Container, docker
 from whisperlib import assets
 from whisperlib.settings import Settings
 
-SET_BY_THE_IMAGE = {"host", "port", "lib_dir", "model_root"}
+SET_BY_THE_IMAGE = {"host", "port", "lib_dir", "model_root", "batches"}
 COMPOSE = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
 
 

@@ -22,6 +22,7 @@ from whisperlib.web import errors, schemas
 from whisperlib.web.routes import inference
 
 PAGE = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+BATCHES = (ROOT / "docs/batches.md").read_text(encoding="utf-8")  # its examples run here, too
 SERVER = "http://127.0.0.1:8000"  # as the page has it
 AUDIO_URL = "https://example.org/talk.flac"
 STARTS_A_SERVER = "whisperlib serve"
@@ -40,15 +41,16 @@ class Example(NamedTuple):
 
 EXAMPLES = [
     Example(*groups)
-    for groups in re.findall(r"```(sh|python)\n(.*?)```(?:\n\n```(json|text)\n(.*?)```)?", PAGE, re.DOTALL)
+    for groups in re.findall(r"```(sh|python)\n(.*?)```(?:\n\n```(json|text)\n(.*?)```)?", PAGE + BATCHES, re.DOTALL)
 ]
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with running_server(url_allow="127.0.0.1", admin_keys=ADMIN_KEY) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    batches = tmp_path_factory.mktemp("batches")
+    with running_server(url_allow="127.0.0.1", admin_keys=ADMIN_KEY, batches=batches) as server:
         yield server
 
 
@@ -111,8 +113,8 @@ def alike(told: Any, expected: Any) -> bool:
 
 
 def test_the_examples_are_found() -> None:
-    assert len(EXAMPLES) == len(re.findall(r"```(?:sh|python)\n", PAGE)) > 10
-    assert sum(example.kind != "" for example in EXAMPLES) == len(re.findall(r"```(?:json|text)\n", PAGE))
+    assert len(EXAMPLES) == len(re.findall(r"```(?:sh|python)\n", PAGE + BATCHES)) > 10
+    assert sum(example.kind != "" for example in EXAMPLES) == len(re.findall(r"```(?:json|text)\n", PAGE + BATCHES))
 
 
 def test_every_sample_that_is_named_exists() -> None:
@@ -122,7 +124,7 @@ def test_every_sample_that_is_named_exists() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", PAGE):
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGE + BATCHES):
         assert (ROOT / "docs" / target).exists(), target
 
 

@@ -148,10 +148,11 @@ def test_every_path_refuses_a_method_that_it_has_not_in_the_same_shape() -> None
     app = bare_app()
     for rule in app.url_map.iter_rules():
         path = re.sub(r"<[^>]+>", "x", rule.rule)
-        response = app.test_client().delete(path)
+        response = app.test_client().patch(path)
         assert response.status_code == 405, path
         assert error_of(response)["code"] == "method_not_allowed", path
-        assert set(response.allow) == rule.methods, path
+        methods = [one.methods or set() for one in app.url_map.iter_rules() if one.rule == rule.rule]
+        assert set(response.allow) == set[str]().union(*methods), path
 
 
 def test_every_path_tells_nothing_of_an_unforeseen_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,7 +19,17 @@ from whisperlib.pcm import Samples
 FORMAT = 1  # another number makes all results anew
 # They say when a request stops, who hears of it, and what was merged into the others already.
 WITHOUT_EFFECT = frozenset(
-    {"cache", "cancel", "max_wait_seconds", "on_interrupt", "profile", "progress", "threads", "timeout_seconds"}
+    {
+        "background",
+        "cache",
+        "cancel",
+        "max_wait_seconds",
+        "on_interrupt",
+        "profile",
+        "progress",
+        "threads",
+        "timeout_seconds",
+    }
 )
 
 

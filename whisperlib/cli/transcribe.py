@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ENHANCE = ("never", "auto", "always")
 # Here, what the adapter gets is what each request gets; and nobody else makes it wait.
-LEFT_OUT = ("threads", "max_wait_seconds")
+LEFT_OUT = ("threads", "max_wait_seconds", "background")
 
 
 @click.command(

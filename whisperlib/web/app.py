@@ -6,8 +6,8 @@ from flask import Flask
 
 from whisperlib.enhance import Enhancer
 from whisperlib.fetch import Fetcher
-from whisperlib.web import enhancing, errors, guard, kept, log, metrics, running
-from whisperlib.web.routes import admin, docs, inference, openai, page, status, transcribe, transcriptions
+from whisperlib.web import batching, enhancing, errors, guard, kept, log, metrics, running
+from whisperlib.web.routes import admin, batches, docs, inference, openai, page, status, transcribe, transcriptions
 from whisperlib.web.service import EXTENSION, Service
 
 MAX_FORM_PARTS = 200
@@ -27,8 +27,8 @@ def create_app(service: Service | None = None) -> Flask:
     app.extensions[EXTENSION] = service
     app.extensions[running.FETCHER] = Fetcher(service.settings)  # now, so that bad settings show at the start
     app.extensions[enhancing.ENHANCER] = Enhancer.from_settings(service.settings)
-    for part in (log, metrics, guard, errors, kept):
+    for part in (log, metrics, guard, errors, kept, batching):
         part.register(app)
-    for room in (page, status, docs, transcribe, transcriptions, openai, inference, admin):
+    for room in (page, status, docs, transcribe, transcriptions, openai, inference, batches, admin):
         app.register_blueprint(room.routes)
     return app

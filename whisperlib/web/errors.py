@@ -76,6 +76,8 @@ _TABLE: tuple[tuple[type[BaseException], int, str, bool], ...] = (
     (errors.FetchTooLargeError, 413, "body_too_large", False),
     (errors.FetchTimeoutError, 400, "url_timeout", False),
     (errors.FetchError, 400, "url_unreachable", False),
+    (errors.BatchKeyTakenError, 409, "idempotency_conflict", False),
+    (errors.BatchStoreError, 503, "batches_unavailable", True),
     (errors.DeadlineExceeded, 504, "deadline_exceeded", False),
     (errors.TranscriptionCancelled, 503, "cancelled", True),
     (errors.MemoryBudgetError, 507, "memory_budget", False),

@@ -117,7 +117,7 @@ def _allow_origin(response: Response) -> Response:
         return response
     response.headers["Access-Control-Allow-Origin"] = "*" if "*" in allowed else origin
     response.headers["Access-Control-Expose-Headers"] = (
-        "x-request-id, Retry-After, openai-processing-ms, X-Whisper-Cache"
+        "x-request-id, Retry-After, openai-processing-ms, X-Whisper-Cache, Location"
     )
     if request.method == "OPTIONS":
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE, OPTIONS"

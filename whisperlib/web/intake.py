@@ -65,7 +65,7 @@ def asked() -> Iterator[Asked]:
     """
     query = list(request.args.items(multi=True))
     if request.mimetype == "multipart/form-data":
-        yield _asked(_from_texts([*query, *request.form.items(multi=True)]), _uploaded_file())
+        yield _asked(from_texts([*query, *request.form.items(multi=True)]), _uploaded_file())
         return
     with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as body:
         shutil.copyfileobj(request.stream, body)
@@ -74,11 +74,11 @@ def asked() -> Iterator[Asked]:
         head = body.read(_SNIFFED_BYTES)
         body.seek(0)
         if request.is_json or _JSON.match(head):
-            yield _asked(_merged(_from_texts(query), _from_json(_text(body, n_bytes))))
+            yield _asked(_merged(from_texts(query), _from_json(text_of(body, n_bytes))))
         elif request.mimetype == "application/x-www-form-urlencoded" and _FORM.fullmatch(head):
-            yield _asked(_from_texts([*query, *_form_items(_text(body, n_bytes))]))
+            yield _asked(from_texts([*query, *_form_items(text_of(body, n_bytes))]))
         else:
-            yield _asked(_from_texts(query), cast(BinaryIO, body) if n_bytes else None)
+            yield _asked(from_texts(query), cast(BinaryIO, body) if n_bytes else None)
 
 
 def fields(model: type[Fields]) -> Fields:
@@ -90,7 +90,7 @@ def fields(model: type[Fields]) -> Fields:
     body = request.stream.read(MAX_TEXT_BYTES + 1)
     if not body:
         return model(**query)
-    given = _object(_text(io.BytesIO(body), request.content_length or len(body)))
+    given = json_object(text_of(io.BytesIO(body), request.content_length or len(body)))
     return model(**_merged(query, _checked(model, partial(model.model_validate, strict=True), given)))
 
 
@@ -138,7 +138,7 @@ def _uploaded_file() -> BinaryIO | None:
     return cast(BinaryIO, files[0].stream) if files else None
 
 
-def _from_texts(items: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def from_texts(items: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Convert what a form or a query string says; `vad_options.threshold` is a field of `vad_options`."""
     texts: dict[str, Any] = {}
     for name, text in _flat(items):
@@ -156,14 +156,14 @@ def _flat(items: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     for given_name, text in items:
         name = ALIASES.get(given_name, given_name)
         if name in _NESTED:
-            for inner, value in _object(text, name).items():
+            for inner, value in json_object(text, name).items():
                 yield f"{name}.{inner}", json.dumps(value)
         else:
             yield name, text
 
 
 def _from_json(text: str) -> dict[str, Any]:
-    given = _object(text)
+    given = json_object(text)
     for alias, name in ALIASES.items():
         if alias in given:
             if name in given:
@@ -179,16 +179,17 @@ def _form_items(text: str) -> list[tuple[str, str]]:
         raise ApiError(400, f"the form cannot be read: {error}", code="invalid_form") from None
 
 
-def _text(body: Any, n_bytes: int) -> str:
-    if n_bytes > MAX_TEXT_BYTES:
-        raise RequestEntityTooLarge(f"JSON and forms may have {MAX_TEXT_BYTES} bytes, and the body has {n_bytes}")
+def text_of(body: Any, n_bytes: int, most_bytes: int = MAX_TEXT_BYTES) -> str:
+    """Read a text of `n_bytes`. Raises RequestEntityTooLarge above `most_bytes`, ApiError where it is not UTF-8."""
+    if n_bytes > most_bytes:
+        raise RequestEntityTooLarge(f"JSON and forms may have {most_bytes} bytes, and the body has {n_bytes}")
     try:
         return str(body.read(), "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ApiError(400, f"the body is not UTF-8: {error.reason} at byte {error.start}", code="not_utf8") from None
 
 
-def _object(text: str, param: str | None = None) -> dict[str, Any]:
+def json_object(text: str, param: str | None = None) -> dict[str, Any]:
     """Read one JSON object, as the standard has it: without NaN, and no name twice."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class LocalServer:
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._settings = {"host": "127.0.0.1", "port": free_port(), "api_keys": "", **settings}
+        self._settings = {"host": "127.0.0.1", "port": free_port(), "api_keys": "", "batches": "off", **settings}
         self.url = f"http://{self._settings['host']}:{self._settings['port']}"
 
     def __enter__(self) -> LocalServer:

@@ -56,6 +56,9 @@ class Metrics:
         self.cache = Counter(
             "whisper_cached_requests", "Transcriptions by where they came from.", ["outcome"], registry=registry
         )
+        self.batch_items = Counter(
+            "whisper_batch_items", "Items of batches that have ended.", ["state"], registry=registry
+        )
         self.fetches = Counter("whisper_fetches", "Files fetched from an audio_url.", ["outcome"], registry=registry)
         self.fetched_bytes = Counter("whisper_fetched_bytes", "Bytes fetched from an audio_url.", registry=registry)
         self.fetch_seconds = Histogram(

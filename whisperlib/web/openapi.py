@@ -23,7 +23,8 @@ Body = Mapping[str, "type[BaseModel] | dict[str, Any] | None"]  # by media type;
 ERRORS = {
     400: "Something in the request cannot be used.",
     401: "A key is needed.",
-    404: "No such page, model or result.",
+    404: "No such page, model, result or batch.",
+    409: "The `Idempotency-Key` was used for another batch.",
     413: "Too large, or too long.",
     429: "Too much is waiting: come back after `Retry-After` seconds.",
     500: "A failure of ours.",

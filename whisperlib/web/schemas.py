@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from functools import cache
 from typing import Any, Literal
 
 import pydantic
@@ -14,7 +14,7 @@ from whisperlib.options import TranscribeOptions
 from whisperlib.settings import MAX_KEEP_ALIVE_SECONDS
 from whisperlib.web.running import Outcome
 
-SERVER_OPTIONS = ("threads", "cancel", "progress")  # a client may not set them
+SERVER_OPTIONS = ("threads", "background", "cancel", "progress")  # a client may not set them
 Format = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
 JSON_FORMATS: tuple[Format, ...] = ("json", "verbose_json")
 
@@ -24,20 +24,21 @@ def nested(annotation: Any) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def _twin(model: type[BaseModel], leave_out: Collection[str] = ()) -> type[BaseModel]:
+@cache
+def twin(model: type[BaseModel], leave_out: tuple[str, ...] = ()) -> type[BaseModel]:
     """Make a model with the fields of `model` which, unlike it, can be told how strictly to convert types."""
     fields: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         if name not in leave_out:
             inner = nested(field.annotation)
-            fields[name] = (_twin(inner) if inner else field.annotation, field)
+            fields[name] = (twin(inner) if inner else field.annotation, field)
     config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
     return pydantic.create_model(model.__name__, __config__=config, __doc__=model.__doc__, **fields)
 
 
 Parameters = pydantic.create_model(
     "Parameters",
-    __base__=_twin(TranscribeOptions, SERVER_OPTIONS),
+    __base__=twin(TranscribeOptions, SERVER_OPTIONS),
     __doc__="All that a client may say beside the audio itself; what is left out has its default.",
     audio_url=(str | None, Field(None, description="Where the server fetches the audio: http or https.")),
     model=(str | None, Field(None, description="Name of a model that is served; left out or 'auto': the default.")),

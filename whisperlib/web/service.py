@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from flask import current_app
 
@@ -38,6 +38,19 @@ PROBE_THREADS = 4  # of the server's threads, kept free for /health, /ready and 
 RETRY_SECONDS = 5.0  # when to come back to a server that is loading
 
 
+class Companion(Protocol):
+    """Works with the model while it is there, beside the requests."""
+
+    def start(self) -> None:
+        """Begin: the model is ready."""
+
+    def stop(self) -> None:
+        """Let go of the model: the server stops. Again: nothing happens."""
+
+    def close(self) -> None:
+        """Give back what is open: no request is inside any more. Again: nothing happens."""
+
+
 class Service:
     """The models behind a web server. Safe to use from many threads.
 
@@ -54,6 +67,7 @@ class Service:
         self._reason: str | None = None
         self._changed = threading.Condition()
         self._in_flight: set[CancelToken] = set()
+        self._companions: list[Companion] = []
 
     @property
     def phase(self) -> Phase:
@@ -170,6 +184,9 @@ class Service:
         self._reason = None
         threading.Thread(target=self.pool.watch, name="idle models", daemon=True).start()
         self._set_phase("ready")
+        if self._phase == "ready":
+            for companion in self._companions:
+                companion.start()
 
     @contextmanager
     def admitted(self, *, needs_model: bool = True) -> Iterator[CancelToken]:
@@ -193,6 +210,14 @@ class Service:
                 self._in_flight.discard(token)
                 self._changed.notify_all()
 
+    def accompany(self, companion: Companion) -> None:
+        """Have `companion` started when the model is ready, now if it is, and stopped before the model is freed."""
+        with self._changed:
+            self._companions.append(companion)
+            ready = self._phase == "ready"
+        if ready:
+            companion.start()
+
     def wait_for_stop(self, seconds: float) -> bool:
         """Wait until the server is told to stop, for `seconds` at most; return whether it was."""
         with self._changed:
@@ -207,11 +232,15 @@ class Service:
         if grace_seconds is None:
             grace_seconds = self.settings.shutdown_seconds
         self._set_phase("stopping")
+        for companion in self._companions:
+            companion.stop()
         with self._changed:
             ended = self._changed.wait_for(lambda: not self._in_flight, grace_seconds)
             rest = list(self._in_flight)
         for token in rest:
             token.cancel()
+        for companion in self._companions:
+            companion.close()
         self.pool.close()
         return ended
 

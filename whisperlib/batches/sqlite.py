@@ -1,0 +1,444 @@
+"""Batches in an SQLite database, and uploaded audio in files beside it."""
+# ruff: noqa: S608  (statements are put together from words of this file; values are always parameters)
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+
+from whisperlib.batches.queue import (
+    ITEM_STATES,
+    BatchStatus,
+    Item,
+    ItemState,
+    ItemStatus,
+    NewBatch,
+    Upload,
+)
+from whisperlib.errors import AudioNotFoundError, BatchKeyTakenError, BatchStoreError
+
+VERSION = 1  # of the tables
+PRIVATE_DIRECTORY, PRIVATE_FILE = 0o700, 0o600
+BUSY_SECONDS = 30.0  # that a transaction waits for another
+_READ_BYTES = 1 << 20
+
+_TABLES = """
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    key TEXT UNIQUE,
+    sha256 TEXT NOT NULL,
+    settings TEXT NOT NULL,
+    created REAL NOT NULL,
+    started REAL,
+    finished REAL,
+    cancelled INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE items (
+    number INTEGER PRIMARY KEY,
+    batch INTEGER NOT NULL REFERENCES batches (number) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    retries INTEGER NOT NULL DEFAULT 0,
+    due REAL NOT NULL DEFAULT 0,
+    token TEXT,
+    owner TEXT,
+    lease_end REAL,
+    audio_seconds REAL,
+    name TEXT NOT NULL,
+    url TEXT,
+    upload TEXT,
+    options TEXT NOT NULL,
+    error TEXT,
+    result TEXT,
+    UNIQUE (batch, position)
+);
+CREATE INDEX open_items ON items (attempts, number) WHERE state IN ('queued', 'running');
+"""
+_OPEN = "state IN ('queued', 'running')"
+_NO_LEASE = "token = NULL, owner = NULL, lease_end = NULL"
+_LEASED = f"batch = (SELECT number FROM batches WHERE id = ?) AND position = ? AND token = ? AND {_OPEN}"
+
+
+class SqliteQueue:
+    """Batches in `directory`, which is made if it is not there; only this user may read what lies in it.
+
+    `alone`: no other process may have the directory like that meanwhile, so that what was running when it is opened
+    runs no more, and is queued again at once. `clock` gives seconds since 1970.
+
+    Raises BatchStoreError where the directory cannot be written, another process has it, or the database is none, or
+    one of another version.
+    """
+
+    def __init__(self, directory: Path, *, alone: bool = False, clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._uploads = directory / "uploads"
+        self._file = directory / "batches.sqlite3"
+        self._clock = clock
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._opening = threading.Lock()
+        self._closed = False
+        self._lock = filelock.FileLock(directory / "lock", timeout=0, thread_local=False) if alone else None
+        try:
+            self._make_files()
+            self._make_tables()
+            if alone:
+                self._take_over()
+        except BaseException:
+            self.close()
+            raise
+
+    def keep(self, audio: BinaryIO) -> Upload:
+        """Write audio to a file of a random name."""
+        digest, name = hashlib.sha256(), secrets.token_hex(16)
+        path = self._uploads / name
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE), "wb") as file:
+                while data := audio.read(_READ_BYTES):
+                    digest.update(data)
+                    file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._remove([name])
+            raise self._failure(error) from error
+        return Upload(name, digest.hexdigest())
+
+    def discard(self, uploads: Collection[Upload]) -> None:
+        """Delete the files."""
+        self._remove([upload.name for upload in uploads])
+
+    def add(self, batch: NewBatch) -> tuple[str, bool]:
+        """Keep a batch, or find the one of its key."""
+        digest = _digest(batch)
+        with self._transaction() as db:
+            known = db.execute("SELECT id, sha256 FROM batches WHERE key = ?", (batch.key,)).fetchone()
+            if known:
+                if known["sha256"] != digest:
+                    raise BatchKeyTakenError(f"the key {batch.key!r} is that of another batch: take a new one")
+                return known["id"], False
+            batch_id = f"batch_{secrets.token_hex(16)}"
+            number = db.execute(
+                "INSERT INTO batches (id, key, sha256, settings, created) VALUES (?, ?, ?, ?, ?)",
+                (batch_id, batch.key, digest, batch.settings, self._clock()),
+            ).lastrowid
+            db.executemany(
+                "INSERT INTO items (batch, position, state, name, url, upload, options)"
+                " VALUES (?, ?, 'queued', ?, ?, ?, ?)",
+                [
+                    (number, position, item.name, item.url, item.upload and item.upload.name, item.options)
+                    for position, item in enumerate(batch.items)
+                ],
+            )
+        return batch_id, True
+
+    def claim(self, owner: str, lease_seconds: float, *, untried: bool = False) -> Item | None:
+        """Take the next item."""
+        now, token = self._clock(), secrets.token_hex(16)
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT items.*, batches.id AS batch_id, batches.settings FROM items"
+                " JOIN batches ON batches.number = items.batch"
+                f" WHERE {_OPEN} AND attempts <= ?"
+                " AND ((state = 'queued' AND due <= ?) OR (state = 'running' AND lease_end < ?))"
+                " ORDER BY attempts, items.number LIMIT 1",
+                (0 if untried else 1 << 30, now, now),
+            ).fetchone()
+            if row is None:
+                return None
+            db.execute(
+                "UPDATE items SET state = 'running', attempts = attempts + 1, token = ?, owner = ?, lease_end = ?"
+                " WHERE number = ?",
+                (token, owner, now + lease_seconds, row["number"]),
+            )
+            db.execute("UPDATE batches SET started = coalesce(started, ?) WHERE number = ?", (now, row["batch"]))
+        return Item(
+            batch_id=row["batch_id"],
+            index=row["position"],
+            token=token,
+            attempts=row["attempts"] + 1,
+            **{name: row[name] for name in ("name", "url", "upload", "options", "settings", "retries")},
+        )
+
+    def audio(self, item: Item) -> BinaryIO:
+        """Open the file. Raises AudioNotFoundError where somebody has deleted it."""
+        try:
+            return (self._uploads / str(item.upload)).open("rb")
+        except FileNotFoundError:
+            raise AudioNotFoundError("the uploaded audio is not there any more: send it again") from None
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def renew(self, items: Collection[Item], lease_seconds: float) -> Collection[Item]:
+        """Renew leases; give those that are lost."""
+        until = self._clock() + lease_seconds
+        with self._transaction() as db:
+            return [
+                item
+                for item in items
+                if not db.execute(f"UPDATE items SET lease_end = ? WHERE {_LEASED}", (until, *_lease(item))).rowcount
+            ]
+
+    def finish(self, item: Item, result: str, audio_seconds: float) -> bool:
+        """Write a result."""
+        return self._end(item, "done", result=result, audio_seconds=audio_seconds)
+
+    def fail(self, item: Item, error: str) -> bool:
+        """Write an error."""
+        return self._end(item, "failed", error=error)
+
+    def release(self, item: Item, delay_seconds: float = 0.0) -> bool:
+        """Queue an item again."""
+        return self._requeue(item, delay_seconds, retries=0)
+
+    def retry(self, item: Item, delay_seconds: float) -> bool:
+        """Queue an item again, and count it."""
+        return self._requeue(item, delay_seconds, retries=1)
+
+    def status(self, batch_id: str) -> BatchStatus | None:
+        """Tell of a batch."""
+        with self._transaction("BEGIN") as db:
+            row = db.execute("SELECT * FROM batches WHERE id = ?", (batch_id,)).fetchone()
+            return _status(db, row) if row else None
+
+    def batches(self, after: str | None, limit: int) -> list[BatchStatus]:
+        """Tell of batches."""
+        with self._transaction("BEGIN") as db:
+            rows = db.execute(
+                "SELECT * FROM batches WHERE ? IS NULL OR number < (SELECT number FROM batches WHERE id = ?)"
+                " ORDER BY number DESC LIMIT ?",
+                (after, after, limit),
+            )
+            return [_status(db, row) for row in rows.fetchall()]
+
+    def items(
+        self, batch_id: str, after: int, limit: int, states: Collection[ItemState] = ITEM_STATES
+    ) -> list[ItemStatus]:
+        """Tell of items."""
+        marks = ", ".join("?" * len(states))
+        with self._transaction("BEGIN") as db:
+            rows = db.execute(
+                "SELECT position, name, state, options, result, error FROM items"
+                " WHERE batch = (SELECT number FROM batches WHERE id = ?) AND position > ?"
+                f" AND state IN ({marks}) ORDER BY position LIMIT ?",
+                (batch_id, after, *states, limit),
+            )
+            return [ItemStatus(*row) for row in rows.fetchall()]
+
+    def cancel(self, batch_id: str) -> bool:
+        """End what is left."""
+        with self._transaction() as db:
+            batch = db.execute("SELECT number FROM batches WHERE id = ? AND finished IS NULL", (batch_id,)).fetchone()
+            if batch is None:
+                return False
+            uploads = _uploads_of(db, batch["number"])
+            db.execute(
+                f"UPDATE items SET state = 'cancelled', upload = NULL, {_NO_LEASE} WHERE batch = ? AND {_OPEN}",
+                (batch["number"],),
+            )
+            db.execute(
+                "UPDATE batches SET cancelled = 1, finished = ? WHERE number = ?", (self._clock(), batch["number"])
+            )
+        self._remove(uploads)
+        return True
+
+    def forget(self, batch_id: str) -> bool:
+        """Delete a batch."""
+        return bool(self._forget("id = ?", batch_id))
+
+    def forget_finished(self, age_seconds: float) -> int:
+        """Delete old batches."""
+        return self._forget("finished <= ?", self._clock() - age_seconds)
+
+    def count_queued(self) -> int:
+        """Count what waits."""
+        with self._transaction("BEGIN") as db:
+            row = db.execute(f"SELECT count(*) FROM items WHERE {_OPEN} AND state = 'queued'").fetchone()
+            return int(row[0])
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._opening:
+            self._closed = True
+            while self._connections:
+                self._connections.pop().close()
+        if self._lock:
+            self._lock.release()
+
+    def _end(
+        self,
+        item: Item,
+        state: ItemState,
+        *,
+        result: str | None = None,
+        error: str | None = None,
+        audio_seconds: float | None = None,
+    ) -> bool:
+        with self._transaction() as db:
+            written = db.execute(
+                f"UPDATE items SET state = ?, result = ?, error = ?, audio_seconds = ?, upload = NULL, {_NO_LEASE}"
+                f" WHERE {_LEASED}",
+                (state, result, error, audio_seconds, *_lease(item)),
+            ).rowcount
+            if not written:
+                return False
+            db.execute(
+                "UPDATE batches SET finished = ? WHERE id = ?"
+                f" AND NOT EXISTS (SELECT 1 FROM items WHERE batch = batches.number AND {_OPEN})",
+                (self._clock(), item.batch_id),
+            )
+        self._remove([item.upload] if item.upload else [])
+        return True
+
+    def _requeue(self, item: Item, delay_seconds: float, *, retries: int) -> bool:
+        with self._transaction() as db:
+            changed = db.execute(
+                "UPDATE items SET state = 'queued', attempts = attempts - 1, retries = retries + ?, due = ?,"
+                f" {_NO_LEASE} WHERE {_LEASED}",
+                (retries, self._clock() + delay_seconds, *_lease(item)),
+            ).rowcount
+        return bool(changed)
+
+    def _forget(self, which: str, value: object) -> int:
+        with self._transaction() as db:
+            numbers = [row[0] for row in db.execute(f"SELECT number FROM batches WHERE {which}", (value,)).fetchall()]
+            uploads = [name for number in numbers for name in _uploads_of(db, number)]
+            db.executemany("DELETE FROM batches WHERE number = ?", [(number,) for number in numbers])
+        self._remove(uploads)
+        return len(numbers)
+
+    def _make_files(self) -> None:
+        try:
+            for directory in (self._directory, self._uploads):
+                directory.mkdir(PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+            if self._lock:
+                self._lock.acquire()
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, PRIVATE_FILE))  # SQLite would let others read it
+        except filelock.Timeout:
+            raise BatchStoreError(
+                f"another server keeps its batches in {self._directory}: set WHISPER_BATCHES to another directory"
+            ) from None
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _make_tables(self) -> None:
+        with self._failing_clearly():
+            self._connection().execute("PRAGMA journal_mode = WAL")  # readers wait for no writer
+        with self._transaction() as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if version == 0 and empty:
+                for statement in _TABLES.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {VERSION}")
+            elif version != VERSION:
+                raise BatchStoreError(
+                    f"{self._file} has tables of version {version}, and this whisperlib reads version {VERSION}: "
+                    "use the whisperlib that made it, or set WHISPER_BATCHES to another directory"
+                )
+
+    def _take_over(self) -> None:
+        """Queue what a process had begun that is no more, and delete the files that no item needs."""
+        with self._transaction() as db:
+            db.execute(f"UPDATE items SET state = 'queued', {_NO_LEASE} WHERE {_OPEN} AND state = 'running'")
+            needed = {row[0] for row in db.execute(f"SELECT upload FROM items WHERE {_OPEN}").fetchall()}
+        self._remove([path.name for path in self._uploads.iterdir() if path.name not in needed])
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in names:
+            with contextlib.suppress(OSError):  # what stays is deleted when the queue is opened again
+                (self._uploads / name).unlink()
+
+    def _connection(self) -> sqlite3.Connection:
+        """Return this thread's connection."""
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            with self._opening:
+                if self._closed:
+                    raise BatchStoreError("the batches were closed: the server is stopping")
+                # Another thread closes it.
+                db = sqlite3.connect(self._file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+                self._connections.append(db)
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA foreign_keys = ON")
+            self._local.db = db
+        return db
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        with self._failing_clearly():
+            db = self._connection()
+            db.execute(begin)
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _failing_clearly(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> BatchStoreError:
+        reason = getattr(error, "strerror", None) or str(error)
+        place = self._file if isinstance(error, sqlite3.Error) else self._directory
+        return BatchStoreError(
+            f"batches cannot be kept in {place}: {reason}: let this user write there, or set WHISPER_BATCHES"
+        )
+
+
+def _digest(batch: NewBatch) -> str:
+    """Return a SHA-256 of what is asked; uploaded audio counts by its bytes, not by its name here."""
+    digest = hashlib.sha256(batch.settings.encode())
+    for item in batch.items:
+        upload = item.upload and item.upload.sha256
+        digest.update(repr((item.name, item.url, upload, item.options)).encode())
+    return digest.hexdigest()
+
+
+def _lease(item: Item) -> tuple[Any, ...]:
+    """Return what `_LEASED` asks for."""
+    return item.batch_id, item.index, item.token
+
+
+def _uploads_of(db: sqlite3.Connection, number: int) -> list[str]:
+    rows = db.execute("SELECT upload FROM items WHERE batch = ? AND upload IS NOT NULL", (number,))
+    return [row[0] for row in rows.fetchall()]
+
+
+def _status(db: sqlite3.Connection, batch: sqlite3.Row) -> BatchStatus:
+    counts: dict[ItemState, int] = dict.fromkeys(ITEM_STATES, 0)
+    audio_seconds = 0.0
+    rows = db.execute(
+        "SELECT state, count(*), total(audio_seconds) FROM items WHERE batch = ? GROUP BY state", (batch["number"],)
+    )
+    for state, count, seconds in rows.fetchall():
+        counts[state] = count
+        audio_seconds += seconds
+    return BatchStatus(
+        id=batch["id"],
+        settings=batch["settings"],
+        created=batch["created"],
+        started=batch["started"],
+        finished=batch["finished"],
+        cancelled=bool(batch["cancelled"]),
+        audio_seconds=audio_seconds,
+        counts=counts,
+    )

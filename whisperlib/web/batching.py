@@ -1,0 +1,236 @@
+"""Batches on the server: the queue where they are kept, and their items put through the model behind all requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import BinaryIO
+
+import pydantic
+from flask import Flask, current_app
+from prometheus_client import Gauge
+
+from whisperlib import batches
+from whisperlib.batches import BatchQueue, Failed, Finished, Item, ItemState, Postponed, Runner, Verdict
+from whisperlib.errors import (
+    BatchStoreError,
+    BusyError,
+    ClosedError,
+    EngineError,
+    FetchError,
+    OutOfMemoryError,
+    TranscriptionCancelled,
+    UnavailableError,
+)
+from whisperlib.fetch import Fetcher
+from whisperlib.options import CancelToken, ProgressCallback, TranscribeOptions
+from whisperlib.web import log, metrics
+from whisperlib.web.errors import problem_of
+from whisperlib.web.running import FETCHER, Outcome
+from whisperlib.web.service import EXTENSION as SERVICE
+from whisperlib.web.service import RETRY_SECONDS, Service
+
+logger = logging.getLogger(__name__)
+
+EXTENSION = "whisper_batches"  # its place in `Flask.extensions`
+OPEN_AGAIN_SECONDS = 2.0
+MAX_ATTEMPTS = 3  # that end with the end of the process
+
+_OUTCOME = pydantic.TypeAdapter(Outcome)
+
+
+class Batches:
+    """The batches of one application. They are opened when the model is ready, or a request needs them."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._service: Service = app.extensions[SERVICE]
+        self._fetcher: Fetcher = app.extensions[FETCHER]
+        self._lock = threading.Lock()
+        self._queue: BatchQueue | None = None
+        self._runner: Runner | None = None
+        self._closed = False
+
+    @property
+    def queue(self) -> BatchQueue:
+        """Where batches are kept. Raises BatchStoreError where that fails, UnavailableError when the server stops."""
+        with self._lock:
+            if self._closed:
+                raise UnavailableError("the server is stopping", RETRY_SECONDS)
+            if self._queue is None:
+                self._queue = batches.open_queue(self._service.settings)
+            if self._runner is None and self._service.phase == "ready":
+                self._runner = self._run(self._queue)
+            return self._queue
+
+    def start(self) -> None:
+        """Go on with what is there. Where nothing ever was, no directory is made before a request needs it."""
+        if batches.is_used(self._service.settings) and (error := self._try_to_open()):
+            logger.warning("batches wait: %s", error)
+            threading.Thread(target=self._keep_trying, name="batches", daemon=True).start()
+
+    def stop(self) -> None:
+        """Give what runs back to the queue."""
+        with self._lock:
+            runner = self._runner
+        if runner:
+            runner.stop()
+
+    def close(self) -> None:
+        """Close the queue, so that another server can have it."""
+        with self._lock:
+            self._closed = True
+            if self._queue:
+                self._queue.close()
+
+    def wake(self) -> None:
+        """Look for items at once: a batch came."""
+        if runner := self._runner:
+            runner.wake()
+
+    def drop_cancelled(self) -> None:
+        """Stop items at once whose batch was cancelled or forgotten."""
+        if runner := self._runner:
+            runner.check_leases()
+
+    def progress(self, batch_id: str) -> float:
+        """Tell how much of a batch's running items is done, in items."""
+        return self._runner.progress(batch_id) if self._runner else 0.0
+
+    def count_queued(self) -> float:
+        """Tell how many items wait; not a number where that cannot be told."""
+        try:
+            return self._queue.count_queued() if self._queue else 0
+        except BatchStoreError:
+            return math.nan
+
+    def check_model(self, model: str | None) -> None:
+        """Raise ApiError for a model that is not served, UnavailableError while none is."""
+        self._service.check_ready()
+        self._service.key_of(model)
+
+    def _try_to_open(self) -> Exception | None:
+        try:
+            self.queue  # noqa: B018  (opened, and run)
+        except (BatchStoreError, UnavailableError) as error:
+            return error
+        return None
+
+    def _keep_trying(self) -> None:
+        """Open the queue as soon as that can be: a server that was killed may still have it for a moment."""
+        while not self._service.wait_for_stop(OPEN_AGAIN_SECONDS) and self._try_to_open():
+            pass
+
+    def _run(self, queue: BatchQueue) -> Runner:
+        return Runner(
+            queue,
+            self._work,
+            slots=self._slots(),
+            may_begin=self._may_begin,
+            on_end=self._count,
+            keep_seconds=self._service.settings.batch_keep_seconds,
+        )
+
+    def _slots(self) -> int:
+        """As many items at once as the default model takes; one where it was unloaded meanwhile."""
+        try:
+            return self._service.adapter.config.concurrency
+        except UnavailableError:
+            return 1
+
+    def _may_begin(self) -> bool:
+        """Whether a slot of the default model is free, and nobody waits for one. What runs makes way by itself."""
+        try:
+            engine = self._service.adapter
+        except UnavailableError:
+            return self._service.phase == "ready"  # it was idle, and an item may load it again
+        work = engine.workload()
+        return work.waiting == 0 and work.running < engine.config.concurrency
+
+    def _work(self, item: Item, cancel: CancelToken, progress: ProgressCallback) -> Verdict:
+        log.REQUEST_ID.set(f"{item.batch_id}/{item.index}")
+        with self._app.app_context():
+            try:
+                outcome = self._transcribe(item, cancel, progress)
+                result, text = outcome.result, encode(outcome)
+            except (BatchStoreError, BusyError, ClosedError, TranscriptionCancelled) as error:
+                return Postponed(getattr(error, "retry_after_seconds", RETRY_SECONDS))
+            except Exception as error:
+                problem = problem_of(error)
+                ours = problem.status >= 500
+                level = logging.ERROR if ours else logging.INFO
+                logger.log(level, "an item of a batch failed: %s", problem.message, exc_info=error if ours else None)
+                transient = isinstance(error, OutOfMemoryError) or (isinstance(error, FetchError) and error.transient)
+                return Failed(json.dumps(problem.body()["error"]), transient=transient)
+            metrics.observe(result, outcome.fetch_seconds)
+            seconds = outcome.total_seconds
+            logger.info("an item of a batch is done: %.1f s of audio in %.1f s", result.duration, seconds)
+            return Finished(text, result.duration)
+
+    def _transcribe(self, item: Item, cancel: CancelToken, progress: ProgressCallback) -> Outcome:
+        if item.attempts > MAX_ATTEMPTS:
+            raise EngineError(
+                f"the server's process ended {MAX_ATTEMPTS} times while this item ran, which may be its audio's doing: "
+                "it is not tried again"
+            )
+        started = time.monotonic()
+        options = TranscribeOptions(**json.loads(item.options)).replace(
+            cancel=cancel, progress=progress, background=True
+        )
+        with self._opened(item, cancel) as file:
+            fetch_seconds = time.monotonic() - started if item.url else 0.0
+            with self._service.lease(json.loads(item.settings)["model"], cancel=cancel) as engine:
+                result = engine.transcribe(file, options)
+                if not result.complete and (cancel.cancelled or engine.closed):  # what a deadline left is a result
+                    raise TranscriptionCancelled("stopped before its end", result)
+        return Outcome(result, fetch_seconds, time.monotonic() - started)
+
+    @contextmanager
+    def _opened(self, item: Item, cancel: CancelToken) -> Iterator[BinaryIO]:
+        if item.url is None:
+            with self.queue.audio(item) as file:
+                yield file
+            return
+        with ExitStack() as stack:
+            try:
+                fetched = stack.enter_context(self._fetcher.fetch(item.url, cancel=cancel))
+            except Exception as error:
+                metrics.fetched(problem_of(error).code or "failed")
+                raise
+            metrics.fetched("ok", fetched.size_bytes)
+            yield fetched.file
+
+    def _count(self, state: ItemState) -> None:
+        with self._app.app_context():
+            metrics.current().batch_items.labels(state).inc()
+
+
+def encode(outcome: Outcome) -> str:
+    """Write an outcome for the queue."""
+    return json.dumps(_OUTCOME.dump_python(outcome, mode="json"))  # pydantic's own JSON has null for NaN
+
+
+def decode(text: str) -> Outcome:
+    """Read an outcome. Raises ValueError where another version of whisperlib wrote it."""
+    return _OUTCOME.validate_json(text)
+
+
+def register(app: Flask) -> None:
+    """Have `app` work batches off while its model is there."""
+    app.extensions[EXTENSION] = found = Batches(app)
+    registry = app.extensions[metrics.EXTENSION].registry
+    queued = Gauge("whisper_batch_queued_items", "Items of batches that wait.", registry=registry)
+    queued.set_function(found.count_queued)
+    service: Service = app.extensions[SERVICE]
+    service.accompany(found)
+
+
+def current() -> Batches:
+    """Return the batches of the app that handles the request."""
+    found: Batches = current_app.extensions[EXTENSION]
+    return found
