@@ -79,6 +79,7 @@ _TABLE: tuple[tuple[type[BaseException], int, str, bool], ...] = (
     (errors.DeadlineExceeded, 504, "deadline_exceeded", False),
     (errors.TranscriptionCancelled, 503, "cancelled", True),
     (errors.OutOfMemoryError, 503, "out_of_memory", True),
+    (errors.EngineCrashedError, 503, "engine_crashed", True),
     (errors.EngineError, 500, "engine_failed", False),
     (errors.WhisperlibError, 500, "internal_error", False),
 )
