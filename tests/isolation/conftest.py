@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,14 @@ def has_gone(process_id: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return status.rpartition(")")[2].split()[0] == "Z"
+
+
+def crash(whisper: IsolatedAdapter, number: signal.Signals = signal.SIGSEGV) -> None:
+    """End the process, and wait until the parent has noticed and starts another."""
+    process = whisper._supervisor._newest
+    assert process
+    os.kill(process.id, number)
+    wait_until(lambda: whisper._supervisor._newest is not process, "its end was noticed")
 
 
 @contextmanager

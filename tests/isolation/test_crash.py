@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
-from tests.isolation.conftest import has_gone, isolated, replaced
+from tests.isolation.conftest import crash, has_gone, isolated, replaced
 from tests.web.running_server import wait_until
 from whisperlib import CancelToken, TranscribeOptions, assets, audio
 from whisperlib.errors import (
@@ -89,9 +89,8 @@ def test_a_crash_fails_what_is_in_the_process_and_nothing_else(
 
 def test_a_crash_between_requests_is_noticed_by_nobody(whisper: IsolatedAdapter) -> None:
     whisper.transcribe(SHORT, beam_size=1)
-    with replaced(whisper) as process_id:
-        os.kill(process_id, signal.SIGSEGV)
-        wait_until(lambda: has_gone(process_id), "it has ended")
+    with replaced(whisper):
+        crash(whisper)
         with ThreadPoolExecutor(4) as pool:
             texts = list(pool.map(lambda _: whisper.transcribe(SHORT, profile="fast").text, range(4)))
     assert texts == [TEXT] * 4
@@ -100,9 +99,8 @@ def test_a_crash_between_requests_is_noticed_by_nobody(whisper: IsolatedAdapter)
 def test_what_comes_meanwhile_waits_as_long_as_it_may(
     whisper: IsolatedAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ThreadPoolExecutor(2) as pool, replaced(whisper) as process_id, slow_start(monkeypatch):
-        os.kill(process_id, signal.SIGSEGV)
-        wait_until(lambda: has_gone(process_id), "it has ended")
+    with ThreadPoolExecutor(2) as pool, replaced(whisper), slow_start(monkeypatch):
+        crash(whisper)
         with pytest.raises(OverloadedError, match=r"may wait for 0\.01 s: try again later"):
             whisper.transcribe(SHORT, max_wait_seconds=0.01)
         with pytest.raises(DeadlineExceeded, match=r"the deadline of 0\.02 s has passed"):
@@ -125,8 +123,7 @@ def test_what_comes_meanwhile_waits_as_long_as_it_may(
 def test_a_close_meanwhile_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     whisper = isolated()
     with ThreadPoolExecutor(1) as pool, slow_start(monkeypatch):
-        os.kill(whisper.config.process_id, signal.SIGSEGV)
-        wait_until(lambda: has_gone(whisper.config.process_id), "it has ended")
+        crash(whisper)
         waiting = pool.submit(whisper.transcribe, SHORT)
         wait_until(lambda: whisper.workload().waiting == 1, "it waits")
         newest = whisper._supervisor._newest
@@ -177,8 +174,7 @@ def test_a_model_that_is_gone_when_another_is_started_is_told(tmp_path: Path) ->
     model.write_bytes(assets.MICRO_MODEL.read_bytes())
     with isolated(model) as whisper:
         model.unlink()
-        os.kill(whisper.config.process_id, signal.SIGSEGV)
-        wait_until(lambda: has_gone(whisper.config.process_id), "it has ended")
+        crash(whisper)
         with pytest.raises(FileNotFoundError, match=r"ggml-copy\.bin"):
             whisper.transcribe(SHORT)
 
