@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from whisperlib import assets, audio, binding, encoder, models, system, tuning, variants
+from whisperlib.audio import Decoded
 from whisperlib.audio import Source as AudioSource
 from whisperlib.binding import Context, FullArguments, Library, VadContext
 from whisperlib.cache import Engine, ResultCache, Wrap, open_store
@@ -37,7 +38,7 @@ from whisperlib.pcm import SAMPLE_RATE, Samples
 from whisperlib.request import Request
 from whisperlib.results import LanguageGuess, Segment, Transcription
 from whisperlib.scheduler import Scheduler, Turn, Workload
-from whisperlib.settings import Settings, get_settings
+from whisperlib.settings import Isolation, Settings, get_settings
 from whisperlib.spare import SpareState
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ _instance_numbers = itertools.count(1)
 class ModelConfig:
     """What an adapter runs: see `WhisperLibraryAdapter.config`. Sizes are bytes, times seconds.
 
+    `process_id` and `resident_bytes` are those of the process that has the model, `isolation` whether that is one of
+    its own ("process") or the caller's ("none").
     `passed_over` says which builds of the libraries come before the one that runs but cannot be used here, and why.
     `encoder` is what runs the encoder ("ggml", "openvino bf16"), `encoder_reason` why, `sharing_reason` where
     `threads` and `concurrency` come from.
@@ -79,6 +82,7 @@ class ModelConfig:
     load_seconds: float
     warm_up_seconds: float
     resident_bytes: int
+    isolation: Isolation = "none"
 
 
 class WhisperLibraryAdapter:
@@ -212,7 +216,7 @@ class WhisperLibraryAdapter:
         return self._closing.is_set()
 
     def transcribe(
-        self, source: AudioSource, options: TranscribeOptions | None = None, **overrides: Any
+        self, source: AudioSource | Decoded, options: TranscribeOptions | None = None, **overrides: Any
     ) -> Transcription:
         """Transcribe `source`: a path, a file object, bytes, or a float32 array of shape (n,) at 16 kHz.
 
@@ -225,7 +229,7 @@ class WhisperLibraryAdapter:
         return self._transcribe(request).result()
 
     def stream(
-        self, source: AudioSource, options: TranscribeOptions | None = None, **overrides: Any
+        self, source: AudioSource | Decoded, options: TranscribeOptions | None = None, **overrides: Any
     ) -> TranscriptionStream:
         """Transcribe as `transcribe` does, giving each segment as soon as it is settled.
 
@@ -236,7 +240,7 @@ class WhisperLibraryAdapter:
         return TranscriptionStream(self._transcribe(request), segments)
 
     def detect_language(
-        self, source: AudioSource, options: TranscribeOptions | None = None, **overrides: Any
+        self, source: AudioSource | Decoded, options: TranscribeOptions | None = None, **overrides: Any
     ) -> LanguageGuess:
         """Tell the language of the first 30 s of speech. Raises AudioError where there is no speech."""
         request = self._request(source, resolve_options(options, overrides))
@@ -270,22 +274,25 @@ class WhisperLibraryAdapter:
         self.close()
 
     def _request(
-        self, source: AudioSource, options: TranscribeOptions, on_segment: Callable[[Segment], None] | None = None
+        self,
+        source: AudioSource | Decoded,
+        options: TranscribeOptions,
+        on_segment: Callable[[Segment], None] | None = None,
     ) -> Request:
         options = options.with_profile(self.settings.profile)
         self._check_usable(options)
-        started = time.monotonic()
-        samples = audio.load(source, max_seconds=self.settings.max_audio_seconds)
+        longest = self.settings.max_audio_seconds
+        decoded = source if isinstance(source, Decoded) else audio.decode(source, max_seconds=longest)
         return Request(
-            samples=_cut(samples, options),
+            samples=_cut(decoded.samples, options),
             options=options,
-            interrupt=Interrupt(options, self._closing, started),
+            interrupt=Interrupt(options, self._closing, decoded.started),
             threads=options.threads or self._threads,
             new_state=self._spare.take,
             model=self._model.name,
-            duration=len(samples) / SAMPLE_RATE,
+            duration=len(decoded.samples) / SAMPLE_RATE,
             origin_seconds=options.offset_seconds,
-            decode_seconds=time.monotonic() - started,
+            decode_seconds=decoded.seconds,
             on_segment=on_segment,
         )
 

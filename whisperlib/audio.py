@@ -9,7 +9,9 @@ import numbers
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -33,6 +35,22 @@ _SPOOL_BYTES = 1 << 24  # of a stream that cannot seek: in memory up to here, in
 
 # By dtype: the value that stands for silence, and what one unit is worth.
 _SCALES = {"u1": (128, 2.0**-7), "i2": (0, 2.0**-15), "i4": (0, 2.0**-31), "f4": (0, 1.0), "f8": (0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Samples as `load` gives them; when reading them began, by the monotonic clock, and how long it took."""
+
+    samples: Samples
+    started: float
+    seconds: float
+
+
+def decode(source: Source, *, max_seconds: float | None = DEFAULT_MAX_SECONDS) -> Decoded:
+    """Load `source`, and take the time. Raises what `load` raises."""
+    started = time.monotonic()
+    samples = load(source, max_seconds=max_seconds)
+    return Decoded(samples, started, time.monotonic() - started)
 
 
 def load(

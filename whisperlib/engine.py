@@ -7,12 +7,20 @@ from typing import Any, Protocol
 
 from whisperlib.adapter import ModelConfig, WhisperLibraryAdapter
 from whisperlib.audio import Source
-from whisperlib.cache import ResultCache
+from whisperlib.cache import Stats
+from whisperlib.isolation import IsolatedAdapter
 from whisperlib.job import TranscriptionStream
 from whisperlib.options import TranscribeOptions
 from whisperlib.results import LanguageGuess, Transcription
 from whisperlib.scheduler import Workload
 from whisperlib.settings import Settings
+
+
+class Kept(Protocol):
+    """The results that are kept."""
+
+    def stats(self) -> Stats:
+        """Tell how full the place is."""
 
 
 class Engine(Protocol):
@@ -25,7 +33,7 @@ class Engine(Protocol):
         """What it runs."""
 
     @property
-    def cache(self) -> ResultCache | None:
+    def cache(self) -> Kept | None:
         """The results that are kept, if any."""
 
     @property
@@ -52,4 +60,6 @@ class Engine(Protocol):
 
 def start(model: str | os.PathLike[str] | None = None, *, settings: Settings) -> Engine:
     """Load a model as the settings say; None is the one that they name. Raises what `WhisperLibraryAdapter` raises."""
+    if settings.isolation == "process":
+        return IsolatedAdapter(model, settings=settings)
     return WhisperLibraryAdapter(model, settings=settings)

@@ -17,6 +17,7 @@
     │   └── AbiMismatchError      another version or struct layout
     ├── EngineError            native code reported a failure
     │   ├── OutOfMemoryError   an allocation failed                        (MemoryError)
+    │   ├── EngineCrashedError the engine's own process has ended
     │   └── ForkedProcessError used in a process forked after the library was loaded
     ├── FetchError             the audio behind a URL could not be had
     │   ├── UrlRefusedError    malformed, or leads where it may not       (ValueError)
@@ -123,6 +124,13 @@ class EngineError(WhisperlibError):
 
 class OutOfMemoryError(EngineError, builtins.MemoryError):
     """An allocation in native code failed."""
+
+
+class EngineCrashedError(EngineError):
+    """The process that had the model has ended, and the request with it. Nothing is known to be wrong with the request.
+
+    Only with `WHISPER_ISOLATION=process`: else native code that crashes takes the caller along.
+    """
 
 
 class ForkedProcessError(EngineError):

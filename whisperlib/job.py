@@ -34,8 +34,8 @@ class Job(Generic[T]):
         self.future = future
         self.interrupt = interrupt
         self._when_interrupted = when_interrupted
-        self._done = threading.Event()  # futures.wait() would sleep on through a cancel in the queue
-        future.add_done_callback(lambda _: self._done.set())
+        self._done = done = threading.Event()  # futures.wait() would sleep on through a cancel in the queue
+        future.add_done_callback(lambda _: done.set())  # without this object, which has the request's audio
         if token := interrupt.token:
             # Takes it out of the queue; a running one sees the token itself.
             token.add_listener(future.cancel)

@@ -89,6 +89,8 @@ class Request:
             self._transcribe(context, vad)
         except InterruptedTranscription as reason:
             return self.interrupted(reason)
+        finally:
+            del self._turn  # it has this object, too: the audio would stay until the garbage collector comes by
         if self.options.progress:
             self.options.progress(1.0)
         return self._result(complete=True)
@@ -103,7 +105,6 @@ class Request:
 
     def detect_language(self, context: Context, vad: VadContext | None, turn: Turn) -> LanguageGuess:
         """Tell the language of the first 30 s of speech; called once, in a thread of the engine."""
-        self._turn = turn
         self.interrupt.check()
         regions, _ = self._find_speech(vad)
         if not regions:

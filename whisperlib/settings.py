@@ -25,6 +25,7 @@ MAX_KEEP_ALIVE_SECONDS = 604_800
 
 Quantization = Literal["auto", "f16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
+Isolation = Literal["none", "process"]
 
 Words = Annotated[tuple[str, ...], NoDecode]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -93,6 +94,11 @@ class Settings(BaseSettings):
     )
     lib_dir: Path | None = _setting(
         "path", "Directory of the native libraries; unset, they are searched.", allowed="a path", default=None
+    )
+    isolation: Isolation = _setting(
+        "place",
+        "Where the server has the model; `process`: in a process beside it, which may crash and comes back.",
+        default="none",
     )
     profile: Profile = _setting(
         "profile", "Profile of requests that name none: defaults of their options.", default=DEFAULT_PROFILE
@@ -337,7 +343,15 @@ class Settings(BaseSettings):
             raise ValueError("no such home directory") from None
 
     @pydantic.field_validator(
-        "quantization", "device", "encoder", "encoder_precision", "profile", "log_level", "log_format", mode="before"
+        "quantization",
+        "device",
+        "encoder",
+        "encoder_precision",
+        "isolation",
+        "profile",
+        "log_level",
+        "log_format",
+        mode="before",
     )
     @classmethod
     def _any_case(cls, value: object, info: pydantic.ValidationInfo) -> object:

@@ -34,6 +34,7 @@ from whisperlib.web.errors import ApiError, Problem, problem_of
         (errors.DeadlineExceeded("late"), (504, "deadline_exceeded", None, False)),
         (errors.TranscriptionCancelled("stopped"), (503, "cancelled", None, True)),
         (errors.OutOfMemoryError("small"), (503, "out_of_memory", None, True)),
+        (errors.EngineCrashedError("ended by SIGSEGV"), (503, "engine_crashed", None, True)),
         (errors.EngineError("whisper_full returned -6", -6), (500, "engine_failed", None, False)),
         (errors.ModelFileError("damaged"), (500, "internal_error", None, False)),
         (ZeroDivisionError("division by zero"), (500, "internal_error", None, False)),

@@ -83,6 +83,7 @@ _TABLE: tuple[tuple[type[BaseException], int, str, bool], ...] = (
     (errors.MemoryBudgetError, 507, "memory_budget", False),
     (errors.ModelError, 500, "model_failed", False),
     (errors.OutOfMemoryError, 503, "out_of_memory", True),
+    (errors.EngineCrashedError, 503, "engine_crashed", True),
     (errors.EngineError, 500, "engine_failed", False),
     (errors.WhisperlibError, 500, "internal_error", False),
 )

@@ -12,7 +12,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from whisperlib import system
-from whisperlib.cache import ResultCache, Stats
+from whisperlib.cache import Stats
+from whisperlib.engine import Kept
 from whisperlib.enhance import Enhancement
 from whisperlib.errors import UnavailableError
 from whisperlib.results import Transcription
@@ -119,7 +120,7 @@ def _of_models(service: Service) -> Iterator[Metric]:
     yield family
 
 
-def _of_cache(cache: ResultCache | None) -> Iterator[tuple[str, str, float]]:
+def _of_cache(cache: Kept | None) -> Iterator[tuple[str, str, float]]:
     stats = cache.stats() if cache else Stats(None, 0)
     if stats.size_bytes is not None:
         yield "whisper_cache_size_bytes", "Results that are kept in files, as counted last.", stats.size_bytes
