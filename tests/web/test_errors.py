@@ -36,7 +36,7 @@ from whisperlib.web.errors import ApiError, Problem, problem_of
         (errors.OutOfMemoryError("small"), (503, "out_of_memory", None, True)),
         (errors.EngineCrashedError("ended by SIGSEGV"), (503, "engine_crashed", None, True)),
         (errors.EngineError("whisper_full returned -6", -6), (500, "engine_failed", None, False)),
-        (errors.ModelFileError("damaged"), (500, "internal_error", None, False)),
+        (errors.ModelFileError("damaged"), (500, "model_failed", None, False)),
         (ZeroDivisionError("division by zero"), (500, "internal_error", None, False)),
     ],
 )
@@ -160,12 +160,13 @@ def test_every_path_tells_nothing_of_an_unforeseen_error(caplog: pytest.LogCaptu
     def fail(**_: object) -> str:
         raise RuntimeError("the password is sesame")
 
-    app = bare_app()
+    app, key = bare_app(admin_keys="simsalabim"), {"Authorization": "Bearer simsalabim"}
     for rule in app.url_map.iter_rules():
         app.view_functions[rule.endpoint] = fail
     for rule in app.url_map.iter_rules():
         path = re.sub(r"<[^>]+>", "x", rule.rule)
-        response = app.test_client().open(path, method="POST" if "POST" in (rule.methods or ()) else "GET")
+        method = "POST" if "POST" in (rule.methods or ()) else "GET"
+        response = app.test_client().open(path, method=method, headers=key)
         assert response.status_code == 500, path
         assert error_of(response)["code"] == "internal_error", path
         assert "sesame" not in response.text, path
