@@ -379,4 +379,5 @@ def test_the_microphone_is_recorded_and_transcribed(server: RunningServer, launc
         found = page.locator(".job[data-state=done]")
         expect(found.locator(".segments .text")).to_have_text([SPOKEN], timeout=60_000)
         expect(found.locator("h2")).to_contain_text("Recording")
-        expect(found.locator(".length")).to_have_text("0:07", timeout=60_000)
+        # The clock runs from the click, the sound from when the browser has the microphone.
+        expect(found.locator(".length")).to_have_text(re.compile("0:0[67]"), timeout=60_000)
