@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -99,7 +100,7 @@ def write_pages(output: Path) -> None:
     machines = report.every(output)
     for results in machines:
         page = output / machine.slug(results["machine"]) / "README.md"
-        page.write_text(report.page(results), encoding="utf-8")
+        page.write_text(report.page(results, os.path.relpath(PAGE, page.parent)), encoding="utf-8")
     if output == RESULTS:
         report.write_summary(PAGE, report.summary(machines))
 

@@ -155,14 +155,14 @@ def every(output: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.glob("*/results.json"))]
 
 
-def page(results: dict[str, Any]) -> str:
-    """Return one machine's page: its claims and the tables of all cases."""
+def page(results: dict[str, Any], method: str = "../../performance.md") -> str:
+    """Return one machine's page: its claims and the tables of all cases. `method` is where the method is told."""
     machine = results["machine"]
     sets = ", ".join(machine["instruction_sets"])
     text = [
         f"# Performance: {machine['cpu']}, {machine['cores']} cores",
         f"{sets}; {machine['memory_bytes'] / 1e9:.0f} GB, {machine['system']}, Python {machine['python']}. Written by "
-        "`make bench`; [what is measured, and how](../../performance.md). [Every figure](results.json), "
+        f"`make bench`; [what is measured, and how]({method}). [Every figure](results.json), "
         "[plot](results.svg).",
         "## Claims",
         "Medians. `make bench ARGS=--claims` prints this table.",
