@@ -23,7 +23,7 @@ from whisperlib.pcm import SAMPLE_RATE, Samples
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the files: raised when graph.py makes another graph
+FORMAT = 2  # of the files: raised when graph.py makes another graph
 KINDS = ("float", "int8")
 GRAPH, ABOUT = "encoder.xml", "about.json"
 # ggml itself is off by about this much in its 5-bit types; the sound ones stay well below.
@@ -138,8 +138,6 @@ def _about(made: Accelerated) -> dict[str, object]:
 
 
 def _make(model: Path, library: Library, kind: str, scratch: Path, report: Report) -> Accelerated:
-    import openvino as ov  # noqa: PLC0415  (an extra)
-
     from whisperlib.encoder import graph, int8, weights  # noqa: PLC0415  (they import the extra)
 
     report(f"reading {model.name}")
@@ -152,7 +150,7 @@ def _make(model: Path, library: Library, kind: str, scratch: Path, report: Repor
             report("quantising to int8")
             graph_model = int8.quantize(graph_model, _mels(context))
         report("writing")
-        ov.save_model(graph_model, scratch / GRAPH, compress_to_fp16=True)
+        graph.save(graph_model, scratch / GRAPH)
         errors = {}
         for precision in precisions():
             report(f"comparing in {precision}")

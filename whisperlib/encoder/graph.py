@@ -7,7 +7,9 @@ cross-attention), with a dynamic time axis. What whisper.cpp does otherwise is d
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import openvino as ov
@@ -17,6 +19,10 @@ from whisperlib.encoder.weights import Floats, Weights
 
 MEL, KEYS, VALUES = "mel", "keys", "values"
 LAYER_NORM_EPSILON = 1e-5  # torch.nn.LayerNorm's
+_IN_FLOAT32 = "in_float32."  # begins the names of the operations that stay in it
+# What may not become f16, OpenVINO's CPU plugin does not make bf16 either (`keepOriginalPrecision`, its node.cpp). Its
+# Python has no call that sets this attribute.
+_KEPT_PRECISION = {"name": "DisablePrecisionConversion", "version": "0", "value": "dynamic:f16"}
 
 Node = Any  # ov.Node: its stubs know none of the operations
 
@@ -40,6 +46,21 @@ def build(weights: Weights) -> ov.Model:
     return model
 
 
+def save(model: ov.Model, xml: Path) -> None:
+    """Write the graph, weights in float16, so that in bf16, too, the residual stream is summed and normed in float32.
+
+    Rounded to bf16 after every block, it would have most of the error of the whole encoder.
+    """
+    ov.save_model(model, xml, compress_to_fp16=True)
+    tree = ElementTree.parse(xml)  # noqa: S314  (it was just written)
+    for layer in tree.iter("layer"):
+        if layer.get("name", "").startswith(_IN_FLOAT32):
+            about = layer.find("rt_info")
+            about = ElementTree.SubElement(layer, "rt_info") if about is None else about
+            ElementTree.SubElement(about, "attribute", _KEPT_PRECISION)
+    tree.write(xml)
+
+
 def _embed(mel: Node, weights: Weights) -> Node:
     """Two convolutions, the second of which halves the time axis, and the positions."""
     x = op.gelu(_convolve(mel, weights, "encoder.conv1", stride=1), "erf")
@@ -49,7 +70,7 @@ def _embed(mel: Node, weights: Weights) -> Node:
     positions = op.slice(
         _constant(weights["encoder.positional_embedding"]), np.array([0]), length, np.array([1]), np.array([0])
     )
-    return op.add(x, positions)
+    return _in_float32(op.add(x, positions))
 
 
 def _convolve(x: Node, weights: Weights, name: str, stride: int) -> Node:
@@ -59,9 +80,9 @@ def _convolve(x: Node, weights: Weights, name: str, stride: int) -> Node:
 
 
 def _block(x: Node, weights: Weights, name: str, heads: int) -> Node:
-    x = op.add(x, _attention(_norm(x, weights, f"{name}.attn_ln"), weights, f"{name}.attn", heads))
+    x = _in_float32(op.add(x, _attention(_norm(x, weights, f"{name}.attn_ln"), weights, f"{name}.attn", heads)))
     hidden = _linear(_norm(x, weights, f"{name}.mlp_ln"), weights, f"{name}.mlp.0")
-    return op.add(x, _linear(op.gelu(hidden, "erf"), weights, f"{name}.mlp.2"))
+    return _in_float32(op.add(x, _linear(op.gelu(hidden, "erf"), weights, f"{name}.mlp.2")))
 
 
 def _attention(x: Node, weights: Weights, name: str, heads: int) -> Node:
@@ -100,9 +121,14 @@ def _linear(x: Node, weights: Weights, name: str) -> Node:
 
 
 def _norm(x: Node, weights: Weights, name: str) -> Node:
-    normal = op.mvn(x, np.array([-1]), True, LAYER_NORM_EPSILON, "inside_sqrt")
+    normal = _in_float32(op.mvn(x, np.array([-1]), True, LAYER_NORM_EPSILON, "inside_sqrt"))
     scaled = op.multiply(normal, _constant(weights[f"{name}.weight"]))
     return op.add(scaled, _constant(weights[f"{name}.bias"]))
+
+
+def _in_float32(node: Node) -> Node:
+    node.set_friendly_name(_IN_FLOAT32 + node.get_friendly_name())
+    return node
 
 
 def _constant(values: Floats) -> Node:
