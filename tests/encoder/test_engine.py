@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from whisperlib import encoder
+from whisperlib import assets, encoder, models
 from whisperlib.binding import Context, CrossAttention, EncoderWindow, FullArguments, Library
+from whisperlib.encoder import files
 from whisperlib.encoder.engine import OpenVinoEncoder
 from whisperlib.errors import EngineError, ModelFileError
 from whisperlib.pcm import Samples
@@ -84,6 +85,20 @@ def test_more_states_than_requests_wait_for_one(
     for thread in threads:
         thread.join()
     assert [together[name] for name in names] == alone
+
+
+def test_a_decoder_with_8_bit_weights_goes_on_after_it(
+    library: Library, sample: Callable[[str], Samples], tmp_path: Path
+) -> None:
+    """Both use AMX where the CPU has it, and each releases the tiles that the other has configured in its thread."""
+    model = tmp_path / "ggml-micro-q8_0.bin"
+    models.quantize(assets.MICRO_MODEL, model, "q8_0")
+    graph = encoder.accelerate(model, library).graph
+    seen = sample("seen_020")
+    with Context(library, model) as handle:
+        expected = text(handle, seen)
+        handle.use_encoder(OpenVinoEncoder(graph, precision=files.precisions()[0], threads=1))
+        assert [text(handle, seen) for _ in range(2)] == [expected] * 2
 
 
 def test_what_openvino_refuses_is_an_engine_error_and_loses_nothing(engine: OpenVinoEncoder) -> None:
