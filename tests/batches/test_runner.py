@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from tests.batches.test_sqlite import add, batch, states, told
 from tests.web.running_server import wait_until
-from whisperlib.batches import Failed, Finished, Item, Postponed, Runner, Verdict, runner
+from whisperlib.batches import Crashed, Failed, Finished, Item, Postponed, Runner, Verdict, runner
 from whisperlib.batches.sqlite import SqliteQueue
 from whisperlib.errors import BatchStoreError
 from whisperlib.options import CancelToken, ProgressCallback
@@ -182,6 +183,32 @@ def test_what_may_have_ended_the_process_runs_alone(queue: SqliteQueue, start: S
     wait_for(queue, batch_id, *["done"] * 4)
     assert [attempts for attempts, _ in most] == [1, 1, 2, 2]
     assert [count for attempts, count in most if attempts > 1] == [1, 1]
+
+
+def test_what_may_have_crashed_the_model_runs_again_alone_and_after_a_rest(
+    queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "CRASH_SECONDS", 0.5)
+    both, lock = threading.Barrier(2), threading.Lock()
+    begun: list[tuple[int, int, float]] = []
+    crashed = 0.0
+
+    def work(item: Item, *rest: Any) -> Verdict:
+        nonlocal crashed
+        with lock:
+            begun.append((item.index, item.attempts, time.monotonic()))
+        if item.attempts == 1 and item.index < 2:
+            both.wait(PATIENCE_SECONDS)
+            crashed = time.monotonic()
+            return Crashed()
+        return finish(item, *rest)
+
+    batch_id = add(queue, 3)
+    start(work, slots=2)
+    wait_for(queue, batch_id, "done", "done", "done")
+    assert [one[:2] for one in sorted(begun[:2])] == [(0, 1), (1, 1)]
+    assert [one[:2] for one in begun[2:]] == [(2, 1), (0, 2), (1, 2)]
+    assert begun[2][2] >= crashed + 0.5
 
 
 def test_a_result_waits_for_a_queue_that_fails(

@@ -132,6 +132,22 @@ class TestItems:
         item = claim(queue)
         assert (item.attempts, item.retries) == (1, 1)
 
+    def test_what_ended_with_what_ran_it_comes_last_and_is_counted_also_in_the_file(
+        self, queue: SqliteQueue, tmp_path: Path
+    ) -> None:
+        add(queue, 2)
+        assert queue.abandon(claim(queue))
+        second = claim(queue)
+        assert (second.index, second.attempts) == (1, 1)
+        assert queue.finish(second, "1", 1)
+        assert queue.claim("owner", LEASE_SECONDS, untried=True) is None
+        again = SqliteQueue(tmp_path)
+        first = claim(again)
+        assert (first.index, first.attempts, first.retries) == (0, 2, 0)
+        assert again.release(first)
+        assert claim(again).attempts == 2
+        again.close()
+
     def test_what_waits_is_counted(self, queue: SqliteQueue) -> None:
         add(queue, 3)
         assert queue.count_queued() == 3
@@ -154,6 +170,7 @@ class TestLeases:
         assert not queue.fail(first, '"first"')
         assert not queue.release(first)
         assert not queue.retry(first, 0)
+        assert not queue.abandon(first)
         assert queue.finish(second, '"second"', 1)
         assert not queue.finish(second, '"twice"', 1)
         assert [item.result for item in queue.items(batch_id, -1, 9)] == ['"second"']

@@ -389,6 +389,41 @@ class TestEnds:
         assert told["items"][0]["error"]["code"] == "engine_failed"
         assert "3 times" in told["items"][0]["error"]["message"]
 
+    def test_a_crash_of_the_model_s_process_costs_only_the_item_that_makes_it(
+        self, app_of: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runner, "CRASH_SECONDS", 0.0)
+        innocent, poison = 0, 1
+        data = {"file": [upload(LONG), upload(LONG), upload(DOCTOR)], "chunking": "sequential"}
+
+        def crash(app: Flask, *running: int) -> None:
+            """End the model's process as soon as these items run, and no others."""
+            engine = app.extensions["whisper_service"].adapter
+            client = app.test_client()
+
+            def run() -> bool:
+                states = [item["state"] for item in client.get(location).get_json()["items"]]
+                in_it = [index for index, state in enumerate(states) if state == "running"]
+                return in_it == list(running) and engine.workload().running == len(running)
+
+            wait_until(run, f"{running} run")
+            before = engine.config.process_id
+            os.kill(before, signal.SIGSEGV)
+            wait_until(lambda: engine.config.process_id != before, "another process has the model")
+
+        first = app_of(isolation="process")
+        location = first.test_client().post("/batches", data=data).headers["Location"]
+        crash(first, innocent, poison)
+        crash(first, poison)
+        first.extensions["whisper_service"].stop(0)
+        second = app_of(isolation="process")
+        crash(second, poison)
+        told = finished(second.test_client(), location)
+        assert [item["state"] for item in told["items"]] == ["done", "failed", "done"]
+        assert told["items"][innocent]["result"]["text"].startswith(CODE)
+        assert told["items"][poison]["error"]["code"] == "engine_failed"
+        assert "ended 3 times while this item ran" in told["items"][poison]["error"]["message"]
+
 
 class TestPlace:
     def test_where_they_are_off_only_they_are(self, make_app: MakeApp) -> None:

@@ -49,8 +49,8 @@ class NewBatch:
 class Item:
     """An item under a lease, to be worked on.
 
-    `attempts` counts how often it was begun and nobody said what became of it, this time included; `retries` how often
-    it was put back to be tried again.
+    `attempts` counts how often it was begun and what ran it ended with it, this time included; `retries` how often it
+    was put back to be tried again.
     """
 
     batch_id: str
@@ -129,7 +129,7 @@ class BatchQueue(Protocol):
         """
 
     def claim(self, owner: str, lease_seconds: float, *, untried: bool = False) -> Item | None:
-        """Take the next item; None where there is none now. Those whose last lease has expired come last.
+        """Take the next item; None where there is none now. Those that ended with what ran them come last.
 
         `untried`: only one that was never begun, or whose begin came to an end.
         """
@@ -151,6 +151,9 @@ class BatchQueue(Protocol):
 
     def retry(self, item: Item, delay_seconds: float) -> bool:
         """Give an item back to be tried again; its `retries` count it."""
+
+    def abandon(self, item: Item) -> bool:
+        """Give an item back that ended with what ran it; its `attempts` have counted it."""
 
     def status(self, batch_id: str) -> BatchStatus | None:
         """Tell of a batch; None where there is none of this id."""

@@ -201,11 +201,15 @@ class SqliteQueue:
 
     def release(self, item: Item, delay_seconds: float = 0.0) -> bool:
         """Queue an item again."""
-        return self._requeue(item, delay_seconds, retries=0)
+        return self._requeue(item, delay_seconds)
 
     def retry(self, item: Item, delay_seconds: float) -> bool:
         """Queue an item again, and count it."""
         return self._requeue(item, delay_seconds, retries=1)
+
+    def abandon(self, item: Item) -> bool:
+        """Queue an item again, behind those that did no harm."""
+        return self._requeue(item, 0.0, counts=True)
 
     def status(self, batch_id: str) -> BatchStatus | None:
         """Tell of a batch."""
@@ -302,12 +306,12 @@ class SqliteQueue:
         self._remove([item.upload] if item.upload else [])
         return True
 
-    def _requeue(self, item: Item, delay_seconds: float, *, retries: int) -> bool:
+    def _requeue(self, item: Item, delay_seconds: float, *, retries: int = 0, counts: bool = False) -> bool:
         with self._transaction() as db:
             changed = db.execute(
-                "UPDATE items SET state = 'queued', attempts = attempts - 1, retries = retries + ?, due = ?,"
+                "UPDATE items SET state = 'queued', attempts = attempts - ?, retries = retries + ?, due = ?,"
                 f" {_NO_LEASE} WHERE {_LEASED}",
-                (retries, self._clock() + delay_seconds, *_lease(item)),
+                (not counts, retries, self._clock() + delay_seconds, *_lease(item)),
             ).rowcount
         return bool(changed)
 

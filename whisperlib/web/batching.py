@@ -16,11 +16,12 @@ from flask import Flask, current_app
 from prometheus_client import Gauge
 
 from whisperlib import batches
-from whisperlib.batches import BatchQueue, Failed, Finished, Item, ItemState, Postponed, Runner, Verdict
+from whisperlib.batches import BatchQueue, Crashed, Failed, Finished, Item, ItemState, Postponed, Runner, Verdict
 from whisperlib.errors import (
     BatchStoreError,
     BusyError,
     ClosedError,
+    EngineCrashedError,
     EngineError,
     FetchError,
     OutOfMemoryError,
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 EXTENSION = "whisper_batches"  # its place in `Flask.extensions`
 OPEN_AGAIN_SECONDS = 2.0
-MAX_ATTEMPTS = 3  # that end with the end of the process
+MAX_ATTEMPTS = 3  # that end with the end of the process, this one or the model's
 
 _OUTCOME = pydantic.TypeAdapter(Outcome)
 
@@ -160,6 +161,9 @@ class Batches:
                 result, text = outcome.result, encode(outcome)
             except (BatchStoreError, BusyError, ClosedError, TranscriptionCancelled) as error:
                 return Postponed(getattr(error, "retry_after_seconds", RETRY_SECONDS))
+            except EngineCrashedError as error:
+                logger.warning("an item of a batch is tried again later, alone: %s", error)
+                return Crashed()
             except Exception as error:
                 problem = problem_of(error)
                 ours = problem.status >= 500
@@ -175,8 +179,8 @@ class Batches:
     def _transcribe(self, item: Item, cancel: CancelToken, progress: ProgressCallback) -> Outcome:
         if item.attempts > MAX_ATTEMPTS:
             raise EngineError(
-                f"the server's process ended {MAX_ATTEMPTS} times while this item ran, which may be its audio's doing: "
-                "it is not tried again"
+                f"the process that had the model ended {MAX_ATTEMPTS} times while this item ran, which may be its "
+                "audio's doing: it is not tried again"
             )
         started = time.monotonic()
         options = TranscribeOptions(**json.loads(item.options)).replace(
