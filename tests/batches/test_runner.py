@@ -49,7 +49,7 @@ def start(queue: SqliteQueue) -> Iterator[Start]:
     started: list[Runner] = []
 
     def start(work: Any, **keywords: Any) -> Runner:
-        given = {"slots": 1, "may_begin": lambda: True, "on_end": lambda _: None, "keep_seconds": 1e6, **keywords}
+        given = {"slots": 1, "may_begin": lambda _: True, "on_end": lambda _: None, "keep_seconds": 1e6, **keywords}
         started.append(Runner(queue, work, **given))
         return started[-1]
 
@@ -94,7 +94,8 @@ def test_as_many_run_at_once_as_there_are_slots(queue: SqliteQueue, start: Start
 def test_nothing_is_begun_while_it_may_not(queue: SqliteQueue, start: Start) -> None:
     allowed, asked = threading.Event(), threading.Event()
 
-    def may_begin() -> bool:
+    def may_begin(settings: str) -> bool:
+        assert settings == "{}"
         asked.set()
         return allowed.is_set()
 
@@ -104,6 +105,13 @@ def test_nothing_is_begun_while_it_may_not(queue: SqliteQueue, start: Start) -> 
     assert states(queue, batch_id) == ["queued"]
     allowed.set()
     wait_for(queue, batch_id, "done")
+
+
+def test_what_may_not_begin_holds_up_no_other_settings(queue: SqliteQueue, start: Start) -> None:
+    held, other = queue.add(batch(1, settings='{"held": 1}'))[0], add(queue)
+    start(finish, may_begin=lambda settings: settings == "{}")
+    wait_for(queue, other, "done")
+    assert states(queue, held) == ["queued"]
 
 
 def test_a_stop_gives_back_what_runs_as_if_it_had_not_begun(queue: SqliteQueue, start: Start) -> None:

@@ -148,6 +148,19 @@ class TestItems:
         assert claim(again).attempts == 2
         again.close()
 
+    def test_who_wants_some_settings_gets_those_in_their_order(self, queue: SqliteQueue) -> None:
+        other, wanted = queue.add(batch(1, settings='"other"'))[0], queue.add(batch(2, settings='"wanted"'))[0]
+        queue.add(batch(1, settings='"wanted"'))
+        assert sorted(queue.open_settings()) == ['"other"', '"wanted"']
+        items = [queue.claim("owner", LEASE_SECONDS, settings=['"wanted"', '"none"']) for _ in range(3)]
+        assert [item and item.index for item in items] == [0, 1, 0]
+        assert items[0]
+        assert items[0].batch_id == wanted
+        assert queue.claim("owner", LEASE_SECONDS, settings=['"wanted"']) is None
+        assert queue.claim("owner", LEASE_SECONDS, settings=[]) is None
+        queue.cancel(other)
+        assert queue.open_settings() == ['"wanted"']
+
     def test_what_waits_is_counted(self, queue: SqliteQueue) -> None:
         add(queue, 3)
         assert queue.count_queued() == 3

@@ -20,7 +20,7 @@ from flask.testing import FlaskClient
 
 from tests import web_server
 from tests.web.busy_engine import busy
-from tests.web.conftest import MakeApp, bare_app
+from tests.web.conftest import MakeApp, bare_app, put_model
 from tests.web.running_server import RunningServer, running_server, wait_until
 from tests.web.test_metrics import value
 from whisperlib import assets
@@ -482,14 +482,32 @@ class TestPriority:
             batches = app.extensions["whisper_batches"]
             asked = batches._may_begin
 
-            def spy() -> bool:
+            def spy(settings: str) -> bool:
                 seen.set()
-                return bool(asked())
+                return bool(asked(settings))
 
             batches._runner._may_begin = spy
             assert seen.wait(60)
             assert client.get(location).get_json()["state"] == "queued"
         finished(client, location)
+
+    @pytest.mark.parametrize(("engaged", "free"), [(None, "tiny"), ("tiny", None)])
+    def test_only_the_slots_of_the_model_that_an_item_names_count(
+        self, app_of: Callable[..., Flask], tmp_path: Path, engaged: str | None, free: str | None
+    ) -> None:
+        put_model(tmp_path, "tiny")
+        app = app_of(concurrency=1, model_root=tmp_path)
+        client = app.test_client()
+
+        def send(model: str | None) -> str:
+            fields = {"model": model} if model else {}
+            return str(client.post("/batches", data={"file": upload(DOCTOR), **fields}).headers["Location"])
+
+        with app.extensions["whisper_service"].lease(engaged) as engine, busy(engine):
+            waiting = send(engaged)
+            finished(client, send(free))
+            assert client.get(waiting).get_json()["state"] == "queued"
+        finished(client, waiting)
 
 
 def test_a_server_that_is_killed_loses_nothing_and_does_nothing_twice(place: Path) -> None:

@@ -128,10 +128,15 @@ class BatchQueue(Protocol):
         It is not where one with its key is there and is the same. Raises BatchKeyTakenError where that is another.
         """
 
-    def claim(self, owner: str, lease_seconds: float, *, untried: bool = False) -> Item | None:
+    def open_settings(self) -> Collection[str]:
+        """Tell the settings of the batches that have not ended, each once."""
+
+    def claim(
+        self, owner: str, lease_seconds: float, *, untried: bool = False, settings: Collection[str] | None = None
+    ) -> Item | None:
         """Take the next item; None where there is none now. Those that ended with what ran them come last.
 
-        `untried`: only one that was never begun, or whose begin came to an end.
+        `untried`: only one that was never begun, or whose begin came to an end. `settings`: only of a batch with these.
         """
 
     def audio(self, item: Item) -> BinaryIO:

@@ -71,7 +71,7 @@ class _Running:
 
 
 class Runner:
-    """Works up to `slots` items of `queue` at once, and begins one only while `may_begin` says so.
+    """Works up to `slots` items of `queue` at once, and begins one only while `may_begin` says so of its settings.
 
     `work` does one item, and never raises; `on_end` is told the state of each that has ended. An item that was running
     when its process ended, this one or the model's, may be what ended it, so it is begun when nothing else runs. What
@@ -84,7 +84,7 @@ class Runner:
         work: Work,
         *,
         slots: int,
-        may_begin: Callable[[], bool],
+        may_begin: Callable[[str], bool],
         on_end: Callable[[ItemState], object],
         keep_seconds: float,
     ) -> None:
@@ -150,12 +150,14 @@ class Runner:
         with self._changed:
             if self._stopping:
                 return None
-            if self._alone or time.monotonic() < self._rests_until or not self._may_begin():
+            if self._alone or time.monotonic() < self._rests_until:
                 self._changed.wait(BUSY_SECONDS)
                 return None
-            item = self._queue.claim(self._owner, LEASE_SECONDS, untried=bool(self._running))
-            if item is None:
-                self._changed.wait(IDLE_SECONDS)
+            wanted = self._queue.open_settings()
+            free = [settings for settings in wanted if self._may_begin(settings)]
+            item = free and self._queue.claim(self._owner, LEASE_SECONDS, untried=bool(self._running), settings=free)
+            if not item:
+                self._changed.wait(IDLE_SECONDS if len(free) == len(wanted) else BUSY_SECONDS)
                 return None
             one = _Running(item)
             self._running[item.token] = one

@@ -144,17 +144,25 @@ class SqliteQueue:
             )
         return batch_id, True
 
-    def claim(self, owner: str, lease_seconds: float, *, untried: bool = False) -> Item | None:
+    def open_settings(self) -> Collection[str]:
+        """Tell the settings of what has not ended."""
+        with self._transaction("BEGIN") as db:
+            return [row[0] for row in db.execute("SELECT DISTINCT settings FROM batches WHERE finished IS NULL")]
+
+    def claim(
+        self, owner: str, lease_seconds: float, *, untried: bool = False, settings: Collection[str] | None = None
+    ) -> Item | None:
         """Take the next item."""
         now, token = self._clock(), secrets.token_hex(16)
+        among = "" if settings is None else f" AND batches.settings IN ({_marks(settings)})"
         with self._transaction() as db:
             row = db.execute(
                 "SELECT items.*, batches.id AS batch_id, batches.settings FROM items"
                 " JOIN batches ON batches.number = items.batch"
                 f" WHERE {_OPEN} AND attempts <= ?"
-                " AND ((state = 'queued' AND due <= ?) OR (state = 'running' AND lease_end < ?))"
+                f" AND ((state = 'queued' AND due <= ?) OR (state = 'running' AND lease_end < ?)){among}"
                 " ORDER BY attempts, items.number LIMIT 1",
-                (0 if untried else 1 << 30, now, now),
+                (0 if untried else 1 << 30, now, now, *(settings or ())),
             ).fetchone()
             if row is None:
                 return None
@@ -231,12 +239,11 @@ class SqliteQueue:
         self, batch_id: str, after: int, limit: int, states: Collection[ItemState] = ITEM_STATES
     ) -> list[ItemStatus]:
         """Tell of items."""
-        marks = ", ".join("?" * len(states))
         with self._transaction("BEGIN") as db:
             rows = db.execute(
                 "SELECT position, name, state, options, result, error FROM items"
                 " WHERE batch = (SELECT number FROM batches WHERE id = ?) AND position > ?"
-                f" AND state IN ({marks}) ORDER BY position LIMIT ?",
+                f" AND state IN ({_marks(states)}) ORDER BY position LIMIT ?",
                 (batch_id, after, *states, limit),
             )
             return [ItemStatus(*row) for row in rows.fetchall()]
@@ -420,6 +427,11 @@ def _digest(batch: NewBatch) -> str:
 def _lease(item: Item) -> tuple[Any, ...]:
     """Return what `_LEASED` asks for."""
     return item.batch_id, item.index, item.token
+
+
+def _marks(values: Collection[object]) -> str:
+    """Return a parameter's mark for each value."""
+    return ", ".join("?" * len(values))
 
 
 def _uploads_of(db: sqlite3.Connection, number: int) -> list[str]:

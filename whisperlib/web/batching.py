@@ -27,6 +27,7 @@ from whisperlib.errors import (
     OutOfMemoryError,
     TranscriptionCancelled,
     UnavailableError,
+    WhisperlibError,
 )
 from whisperlib.fetch import Fetcher
 from whisperlib.options import CancelToken, ProgressCallback, TranscribeOptions
@@ -144,12 +145,14 @@ class Batches:
         except UnavailableError:
             return 1
 
-    def _may_begin(self) -> bool:
-        """Whether a slot of the default model is free, and nobody waits for one. What runs makes way by itself."""
+    def _may_begin(self, settings: str) -> bool:
+        """Whether the model that they name has a free slot that nobody waits for. What runs makes way by itself."""
         try:
-            engine = self._service.adapter
-        except UnavailableError:
-            return self._service.phase == "ready"  # it was idle, and an item may load it again
+            engine = self._service.pool.engine(self._service.key_of(_model_of(settings)))
+        except WhisperlibError:
+            return True  # it is not served any more, as the item will say
+        if engine is None:
+            return self._service.phase == "ready"  # an item may load it
         work = engine.workload()
         return work.waiting == 0 and work.running < engine.config.concurrency
 
@@ -188,7 +191,7 @@ class Batches:
         )
         with self._opened(item, cancel) as file:
             fetch_seconds = time.monotonic() - started if item.url else 0.0
-            with self._service.lease(json.loads(item.settings)["model"], cancel=cancel) as engine:
+            with self._service.lease(_model_of(item.settings), cancel=cancel) as engine:
                 result = engine.transcribe(file, options)
                 if not result.complete and (cancel.cancelled or engine.closed):  # what a deadline left is a result
                     raise TranscriptionCancelled("stopped before its end", result)
@@ -212,6 +215,11 @@ class Batches:
     def _count(self, state: ItemState) -> None:
         with self._app.app_context():
             metrics.current().batch_items.labels(state).inc()
+
+
+def _model_of(settings: str) -> str | None:
+    model: str | None = json.loads(settings)["model"]
+    return model
 
 
 def encode(outcome: Outcome) -> str:
