@@ -19,6 +19,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests import web_server
+from tests.chat_server import Call, chat_server, stall
 from tests.web.busy_engine import busy
 from tests.web.conftest import MakeApp, bare_app, put_model
 from tests.web.running_server import RunningServer, running_server, wait_until
@@ -26,6 +27,7 @@ from tests.web.test_metrics import value
 from whisperlib import assets
 from whisperlib.batches import NewBatch, NewItem, runner
 from whisperlib.batches.sqlite import SqliteQueue
+from whisperlib.enhance import Enhancement, Enhancer
 from whisperlib.options import TranscribeOptions
 from whisperlib.results import Segment, TokenLogprob, Transcription
 from whisperlib.settings import Settings
@@ -38,6 +40,7 @@ LONG = "long_slt75.flac"
 BEGINNING = {"duration_seconds": "30"}  # of the long one; the others are shorter
 CODE = "The code is five zero one nine."  # which it begins with
 URL = "http://audio.example/a.flac"
+CORRECTED = "Phone the doctor on Thursday."
 
 
 @pytest.fixture
@@ -104,6 +107,10 @@ def finished(client: FlaskClient, location: str, state: str = "done") -> Any:
 def error_of(response: Any) -> tuple[int, str, str]:
     error = response.get_json()["error"]
     return response.status_code, error["code"], error["param"]
+
+
+def correct(call: Call) -> None:
+    call.reply(call.transcript.replace("Call", "Phone"))
 
 
 class TestResults:
@@ -263,6 +270,9 @@ class TestErrors:
             ({"items": [{"audio_url": URL, "options": {"threads": 2}}]}, "unknown_field", "items.0.options.threads"),
             ({"items": [{"audio_url": URL}], "response_format": "xml"}, "invalid_option", "response_format"),
             ({"items": [{"audio_url": URL, "name": ""}]}, "invalid_option", "items.0.name"),
+            ({"items": [{"audio_url": URL}], "enhance": "always"}, "invalid_option", "enhance"),
+            ({"items": [{"audio_url": URL, "enhance": "always"}]}, "invalid_option", "items.0.enhance"),
+            ({"items": [{"audio_url": URL, "enhance": "often"}]}, "invalid_option", "items.0.enhance"),
         ],
     )
     def test_what_is_wrong_in_json_is_told_at_once_with_its_place(
@@ -280,7 +290,8 @@ class TestErrors:
             ({"audio_url": URL, "beam_size": "9"}, "invalid_option", "beam_size"),
             ({"audio_url": URL, "language": "xx"}, "invalid_option", "language"),
             ({"audio_url": URL, "stream": "true"}, "unknown_field", "stream"),
-            ({"audio_url": URL, "enhance": "auto"}, "unknown_field", "enhance"),
+            ({"audio_url": URL, "enhance": "often"}, "invalid_option", "enhance"),
+            ({"audio_url": URL, "enhance": "always"}, "invalid_option", "enhance"),
             ({"audio_url": URL, "max_wait_seconds": "1"}, "unknown_field", "max_wait_seconds"),
             ({"sound": (io.BytesIO(b"a"), "a.wav")}, "unknown_field", "sound"),
         ],
@@ -323,6 +334,103 @@ class TestErrors:
     def test_the_options_are_those_of_transcribe_but_for_a_few(self) -> None:
         left_out = {"threads", "background", "cancel", "progress", "max_wait_seconds"}
         assert set(batch_intake.BatchOptions.model_fields) == set(TranscribeOptions.model_fields) - left_out
+
+
+class TestEnhancing:
+    @pytest.fixture
+    def app_with(self, app_of: Callable[..., Flask]) -> Callable[..., Flask]:
+        """Make an application that has a language model at this address."""
+        return lambda url, **settings: app_of(llm_base_url=url, llm_model="gemma3", url_allow="127.0.0.1", **settings)
+
+    def test_each_item_is_cleaned_up_as_it_asks(self, app_with: Callable[..., Flask], files: str) -> None:
+        with chat_server(correct) as chat:
+            client = app_with(chat.base_url).test_client()
+            url = f"{files}/{DOCTOR}"
+            items = [{"audio_url": url, "enhance": mode} for mode in ("auto", "never", "always")]
+            answer = client.post("/batches", json={"items": [*items, {"audio_url": url}], "enhance": "never"})
+            results = [item["result"] for item in finished(client, answer.headers["Location"])["items"]]
+            assert [result["text"] for result in results] == [text_of(DOCTOR)] * 4
+            assert len(chat.calls) == 2
+            alone = client.post("/transcribe", data={"file": upload(DOCTOR)}).get_json()
+            texts = client.get(f"{answer.headers['Location']}/results?response_format=text").text.splitlines()
+        done = {"status": "enhanced", "text": CORRECTED, "reason": None, "model": "gemma3"}
+        assert [result.get("enhancement") for result in results] == [done, None, done, None]
+        assert results[0]["timings"]["enhance"] > 0
+        assert list(results[0]) == [name for name in alone if name != "id"]
+        assert {json.loads(line)["result"] for line in texts} == {f"{text_of(DOCTOR)}\n"}
+        assert value(client, "whisper_enhancements_total", status="enhanced") == 3
+
+    def test_what_says_nothing_has_the_server_s_default(self, app_with: Callable[..., Flask]) -> None:
+        with chat_server(correct) as chat:
+            client = app_with(chat.base_url).test_client()
+            answers = [
+                client.post("/batches", data={"file": upload(DOCTOR), **more}) for more in ({}, {"enhance": "never"})
+            ]
+            told = [finished(client, answer.headers["Location"])["items"][0]["result"] for answer in answers]
+        assert [result.get("enhancement", {}).get("text") for result in told] == [CORRECTED, None]
+
+    @pytest.mark.parametrize(
+        ("answer", "timeout_seconds", "reason"),
+        [
+            (lambda call: call.send(b"no", 500), 60, "answered 500"),
+            (lambda call: call.reply("Something else that nobody said."), 60, "refused"),
+            (stall, 0.5, "not done within"),
+        ],
+    )
+    def test_a_language_model_that_fails_costs_no_transcript(
+        self, app_with: Callable[..., Flask], answer: Any, timeout_seconds: float, reason: str
+    ) -> None:
+        with chat_server(answer) as chat:
+            client = app_with(chat.base_url, llm_timeout=timeout_seconds).test_client()
+            sent = client.post("/batches", data={"file": upload(DOCTOR), "enhance": "always"})
+            (item,) = finished(client, sent.headers["Location"])["items"]
+        assert (item["state"], item["result"]["text"]) == ("done", text_of(DOCTOR))
+        enhancement = item["result"]["enhancement"]
+        assert (enhancement["status"], enhancement["text"]) == ("failed", None)
+        assert reason in enhancement["reason"]
+
+    def test_the_deadline_of_an_item_counts_for_its_clean_up(
+        self, app_with: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[float | None] = []
+
+        def enhance(_self: Enhancer, _text: str, _language: str, _cancel: Any, seconds: float | None) -> Enhancement:
+            given.append(seconds)
+            return Enhancement("failed")
+
+        # What an enhancer does with it is its own tests' concern.
+        monkeypatch.setattr(Enhancer, "enhance", enhance)
+        client = app_with("http://127.0.0.1:9/v1").test_client()
+        for fields in ({"timeout_seconds": "500"}, {}):
+            finished(client, client.post("/batches", data={"file": upload(DOCTOR), **fields}).headers["Location"])
+        assert given[0]
+        assert 0 < given[0] < 500
+        assert given[1] is None
+
+    def test_a_stop_during_a_clean_up_costs_only_that(self, app_with: Callable[..., Flask]) -> None:
+        with chat_server(stall) as chat:
+            first = app_with(chat.base_url)
+            location = first.test_client().post("/batches", data={"file": upload(DOCTOR)}).headers["Location"]
+            assert chat.called.wait(60)
+            assert "result" not in first.test_client().get(location).get_json()["items"][0]
+            first.extensions["whisper_service"].stop(0)
+        with chat_server(correct) as chat:
+            client = app_with(chat.base_url).test_client()
+            (item,) = finished(client, location)["items"]
+        assert (item["result"]["text"], item["result"]["enhancement"]["text"]) == (text_of(DOCTOR), CORRECTED)
+        assert value(client, "whisper_audio_seconds_total") == 0  # it was not transcribed again
+
+    def test_a_server_that_has_no_language_model_any_more_says_so(self, app_with: Callable[..., Flask]) -> None:
+        with chat_server(stall) as chat:
+            first = app_with(chat.base_url)
+            data = {"file": upload(DOCTOR), "enhance": "always"}
+            location = first.test_client().post("/batches", data=data).headers["Location"]
+            assert chat.called.wait(60)
+            first.extensions["whisper_service"].stop(0)
+        client = app_with(None).test_client()
+        (item,) = finished(client, location)["items"]
+        assert item["result"]["text"] == text_of(DOCTOR)
+        assert item["result"]["enhancement"]["reason"] == "this server has no language model"
 
 
 class TestIdempotency:

@@ -28,12 +28,16 @@ class Upload:
 
 @dataclass(frozen=True)
 class NewItem:
-    """Audio to work on, behind a `url` or uploaded, under the `name` that its owner knows. `options` is JSON."""
+    """Audio to work on, behind a `url` or uploaded, under the `name` that its owner knows. `options` is JSON.
+
+    `enhance` is a word for how its text is cleaned up; None where nothing was said.
+    """
 
     name: str
     options: str
     url: str | None = None
     upload: Upload | None = None
+    enhance: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Item:
     """An item under a lease, to be worked on.
 
     `attempts` counts how often it was begun and what ran it ended with it, this time included; `retries` how often it
-    was put back to be tried again.
+    was put back to be tried again. `result` is there where it was worked out before, and only its clean-up is left.
     """
 
     batch_id: str
@@ -63,17 +67,23 @@ class Item:
     settings: str
     attempts: int
     retries: int
+    enhance: str | None
+    result: str | None
 
 
 @dataclass(frozen=True)
 class ItemStatus:
-    """What has become of an item: `result` where it is done, `error` where it failed, both JSON."""
+    """What has become of an item: `result` and its `enhancement`, if any, where it is done, `error` where it failed.
+
+    All three are JSON.
+    """
 
     index: int
     name: str
     state: ItemState
     options: str
     result: str | None = None
+    enhancement: str | None = None
     error: str | None = None
 
 
@@ -145,7 +155,10 @@ class BatchQueue(Protocol):
     def renew(self, items: Collection[Item], lease_seconds: float) -> Collection[Item]:
         """Renew leases; return the items that are somebody else's by now, or nobody's."""
 
-    def finish(self, item: Item, result: str, audio_seconds: float) -> bool:
+    def save(self, item: Item, result: str) -> bool:
+        """Write an item's result before its clean-up, for who has it next; False where the lease is lost."""
+
+    def finish(self, item: Item, result: str, audio_seconds: float, enhancement: str | None = None) -> bool:
         """Write an item's result; False, and nothing is written, where the lease is lost."""
 
     def fail(self, item: Item, error: str) -> bool:

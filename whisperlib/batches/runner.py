@@ -34,6 +34,7 @@ class Finished:
 
     result: str
     audio_seconds: float
+    enhancement: str | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Runner:
         """Write what became of an item."""
         item = one.item
         if isinstance(verdict, Finished):
-            if self._queue.finish(item, verdict.result, verdict.audio_seconds):
+            if self._queue.finish(item, verdict.result, verdict.audio_seconds, verdict.enhancement):
                 self._on_end("done")
         elif one.cancel.cancelled:
             self._queue.release(item)

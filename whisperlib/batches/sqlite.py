@@ -27,7 +27,6 @@ from whisperlib.batches.queue import (
 )
 from whisperlib.errors import AudioNotFoundError, BatchKeyTakenError, BatchStoreError
 
-VERSION = 1  # of the tables
 PRIVATE_DIRECTORY, PRIVATE_FILE = 0o700, 0o600
 BUSY_SECONDS = 30.0  # that a transaction waits for another
 _READ_BYTES = 1 << 20
@@ -66,7 +65,14 @@ CREATE TABLE items (
 );
 CREATE INDEX open_items ON items (attempts, number) WHERE state IN ('queued', 'running');
 """
+# What each version has beside the one before: a database of any version is brought to the last when it is opened.
+_VERSIONS = (
+    _TABLES,
+    "ALTER TABLE items ADD COLUMN enhance TEXT; ALTER TABLE items ADD COLUMN enhancement TEXT",
+)
+VERSION = len(_VERSIONS)
 _OPEN = "state IN ('queued', 'running')"
+_GIVEN = ("name", "url", "upload", "options", "settings", "retries", "enhance", "result")  # to who claims an item
 _NO_LEASE = "token = NULL, owner = NULL, lease_end = NULL"
 _LEASED = f"batch = (SELECT number FROM batches WHERE id = ?) AND position = ? AND token = ? AND {_OPEN}"
 
@@ -135,10 +141,18 @@ class SqliteQueue:
                 (batch_id, batch.key, digest, batch.settings, self._clock()),
             ).lastrowid
             db.executemany(
-                "INSERT INTO items (batch, position, state, name, url, upload, options)"
-                " VALUES (?, ?, 'queued', ?, ?, ?, ?)",
+                "INSERT INTO items (batch, position, state, name, url, upload, options, enhance)"
+                " VALUES (?, ?, 'queued', ?, ?, ?, ?, ?)",
                 [
-                    (number, position, item.name, item.url, item.upload and item.upload.name, item.options)
+                    (
+                        number,
+                        position,
+                        item.name,
+                        item.url,
+                        item.upload and item.upload.name,
+                        item.options,
+                        item.enhance,
+                    )
                     for position, item in enumerate(batch.items)
                 ],
             )
@@ -177,7 +191,7 @@ class SqliteQueue:
             index=row["position"],
             token=token,
             attempts=row["attempts"] + 1,
-            **{name: row[name] for name in ("name", "url", "upload", "options", "settings", "retries")},
+            **{name: row[name] for name in _GIVEN},
         )
 
     def audio(self, item: Item) -> BinaryIO:
@@ -199,9 +213,14 @@ class SqliteQueue:
                 if not db.execute(f"UPDATE items SET lease_end = ? WHERE {_LEASED}", (until, *_lease(item))).rowcount
             ]
 
-    def finish(self, item: Item, result: str, audio_seconds: float) -> bool:
+    def save(self, item: Item, result: str) -> bool:
+        """Write a result that is told when its item is done."""
+        with self._transaction() as db:
+            return bool(db.execute(f"UPDATE items SET result = ? WHERE {_LEASED}", (result, *_lease(item))).rowcount)
+
+    def finish(self, item: Item, result: str, audio_seconds: float, enhancement: str | None = None) -> bool:
         """Write a result."""
-        return self._end(item, "done", result=result, audio_seconds=audio_seconds)
+        return self._end(item, "done", result=result, audio_seconds=audio_seconds, enhancement=enhancement)
 
     def fail(self, item: Item, error: str) -> bool:
         """Write an error."""
@@ -241,7 +260,8 @@ class SqliteQueue:
         """Tell of items."""
         with self._transaction("BEGIN") as db:
             rows = db.execute(
-                "SELECT position, name, state, options, result, error FROM items"
+                "SELECT position, name, state, options, CASE state WHEN 'done' THEN result END, enhancement, error"
+                " FROM items"
                 " WHERE batch = (SELECT number FROM batches WHERE id = ?) AND position > ?"
                 f" AND state IN ({_marks(states)}) ORDER BY position LIMIT ?",
                 (batch_id, after, *states, limit),
@@ -256,7 +276,8 @@ class SqliteQueue:
                 return False
             uploads = _uploads_of(db, batch["number"])
             db.execute(
-                f"UPDATE items SET state = 'cancelled', upload = NULL, {_NO_LEASE} WHERE batch = ? AND {_OPEN}",
+                f"UPDATE items SET state = 'cancelled', upload = NULL, result = NULL, {_NO_LEASE}"
+                f" WHERE batch = ? AND {_OPEN}",
                 (batch["number"],),
             )
             db.execute(
@@ -294,14 +315,15 @@ class SqliteQueue:
         state: ItemState,
         *,
         result: str | None = None,
+        enhancement: str | None = None,
         error: str | None = None,
         audio_seconds: float | None = None,
     ) -> bool:
         with self._transaction() as db:
             written = db.execute(
-                f"UPDATE items SET state = ?, result = ?, error = ?, audio_seconds = ?, upload = NULL, {_NO_LEASE}"
-                f" WHERE {_LEASED}",
-                (state, result, error, audio_seconds, *_lease(item)),
+                "UPDATE items SET state = ?, result = ?, enhancement = ?, error = ?, audio_seconds = ?, upload = NULL,"
+                f" {_NO_LEASE} WHERE {_LEASED}",
+                (state, result, enhancement, error, audio_seconds, *_lease(item)),
             ).rowcount
             if not written:
                 return False
@@ -350,15 +372,15 @@ class SqliteQueue:
         with self._transaction() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if version == 0 and empty:
-                for statement in _TABLES.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
+            if version > VERSION or (version == 0 and not empty):
                 raise BatchStoreError(
-                    f"{self._file} has tables of version {version}, and this whisperlib reads version {VERSION}: "
+                    f"{self._file} has tables of version {version}, and this whisperlib reads up to version {VERSION}: "
                     "use the whisperlib that made it, or set WHISPER_BATCHES to another directory"
                 )
+            for statements in _VERSIONS[version:]:
+                for statement in statements.split(";"):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _take_over(self) -> None:
         """Queue what a process had begun that is no more, and delete the files that no item needs."""
@@ -420,7 +442,8 @@ def _digest(batch: NewBatch) -> str:
     digest = hashlib.sha256(batch.settings.encode())
     for item in batch.items:
         upload = item.upload and item.upload.sha256
-        digest.update(repr((item.name, item.url, upload, item.options)).encode())
+        more = [item.enhance] if item.enhance else []  # what says nothing of it counts as it did in version 1
+        digest.update(repr((item.name, item.url, upload, item.options, *more)).encode())
     return digest.hexdigest()
 
 

@@ -270,7 +270,9 @@ def _result(item: ItemStatus, result: str, response_format: Format) -> dict[str,
     outcome = batching.decode(result)
     if response_format in {"json", "verbose_json"}:
         words = bool(json.loads(item.options).get("word_timestamps"))
-        return schemas.answer(outcome, verbose=response_format == "verbose_json", words=words)
+        enhancement = batching.decode_enhancement(item.enhancement)
+        verbose = response_format == "verbose_json"
+        return schemas.answer(outcome, verbose=verbose, words=words, enhancement=enhancement)
     return formats.render(outcome.result, response_format)
 
 
