@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,18 @@ class TestKeys:
         with pytest.raises(BatchKeyTakenError):
             send(b"two")
 
+    def test_each_sender_has_their_own(self, queue: SqliteQueue) -> None:
+        senders = ("one", "two", None)
+        ids = [queue.add(replace(batch(n, "key"), sender=sender))[0] for n, sender in enumerate(senders, 1)]
+        assert len(set(ids)) == 3
+        assert queue.add(replace(batch(2, "key"), sender="two")) == (ids[1], False)
+        with pytest.raises(BatchKeyTakenError, match="'key'"):
+            queue.add(replace(batch(1, "key"), sender="two"))
+        assert [told(queue, batch_id).sender for batch_id in ids] == [*senders]
+        for sender, seen in (("one", [ids[2], ids[0]]), ("two", [ids[2], ids[1]]), (None, ids[::-1])):
+            assert [status.id for status in queue.batches(None, 9, sender)] == seen
+        assert [status.id for status in queue.batches(ids[2], 9, "two")] == [ids[1]]
+
     def test_many_at_once_make_one_batch(self, queue: SqliteQueue) -> None:
         with ThreadPoolExecutor(8) as pool:
             added = list(pool.map(lambda _: queue.add(batch(1, "key")), range(16)))
@@ -413,6 +426,7 @@ class TestVersions:
             queue = SqliteQueue(old, alone=True)
             assert states(queue, "batch_1") == ["done", "queued"]
             assert queue.items("batch_1", -1, 1)[0].result == '"text"'
+            assert [status.id for status in queue.batches(None, 9, "anybody")] == ["batch_1"]
             assert queue.add(batch(2, "key")) == ("batch_1", False)
             queue.close()
         queue = SqliteQueue(old, alone=True)

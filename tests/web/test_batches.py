@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -12,7 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from flask import Flask
@@ -31,7 +32,7 @@ from whisperlib.enhance import Enhancement, Enhancer
 from whisperlib.options import TranscribeOptions
 from whisperlib.results import Segment, TokenLogprob, Transcription
 from whisperlib.settings import Settings
-from whisperlib.web import batch_intake, batching, create_app
+from whisperlib.web import batch_intake, batching, create_app, openapi
 from whisperlib.web.running import Outcome
 from whisperlib.web.service import Service
 
@@ -448,6 +449,73 @@ class TestIdempotency:
         for answer in (first, other):
             finished(client, answer.headers["Location"])
         assert uploads(app) == []
+
+
+class TestKeys:
+    BODY: ClassVar = {"items": [{"audio_url": "http://127.0.0.2/"}]}
+
+    @pytest.fixture
+    def client(self, app_of: Callable[..., Flask]) -> FlaskClient:
+        return app_of(api_keys="anna,bert", admin_keys="root").test_client()
+
+    @staticmethod
+    def bearing(key: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {key}"}
+
+    def ids(self, client: FlaskClient, key: str) -> list[str]:
+        return [batch["id"] for batch in client.get("/batches", headers=self.bearing(key)).get_json()["batches"]]
+
+    def send(self, client: FlaskClient, key: str) -> Any:
+        return client.post("/batches", json=self.BODY, headers={**self.bearing(key), "Idempotency-Key": "mine"})
+
+    def test_a_batch_is_there_for_its_own_key_and_the_admin_s(self, client: FlaskClient, place: Path) -> None:
+        own, other = (self.send(client, key).get_json()["id"] for key in ("anna", "bert"))
+        assert self.send(client, "anna").get_json()["id"] == own != other
+        assert (self.ids(client, "anna"), self.ids(client, "bert"), self.ids(client, "root")) == (
+            [own],
+            [other],
+            [other, own],
+        )
+        calls = (
+            ("get", f"/batches/{own}"),
+            ("get", f"/batches/{own}/results"),
+            ("get", f"/batches?after={own}"),
+            ("post", f"/batches/{own}/cancel"),
+            ("delete", f"/batches/{own}"),
+        )
+        nobody = error_of(client.get("/batches/batch_0", headers=self.bearing("bert")))
+        for method, path in calls:
+            assert error_of(getattr(client, method)(path, headers=self.bearing("bert"))) == nobody
+        for key in ("anna", "root"):
+            for method, path in calls[:-1]:
+                answer = getattr(client, method)(path, headers=self.bearing(key), buffered=True)
+                assert answer.status_code == 200
+        assert client.delete(calls[-1][1], headers=self.bearing("root")).status_code == 200
+        assert (self.ids(client, "anna"), self.ids(client, "root")) == ([], [other])
+        assert self.send(client, "root").status_code == 401
+        written = b"".join(path.read_bytes() for path in place.iterdir() if path.is_file())
+        assert hashlib.sha256(b"anna").hexdigest().encode() in written
+        assert not re.search(rb"\b(anna|bert|root)\b", written)
+
+    def test_keys_may_come_and_go(self, client: FlaskClient, app_of: Callable[..., Flask]) -> None:
+        def restarted(before: FlaskClient, **settings: str) -> FlaskClient:
+            before.application.extensions["whisper_service"].stop(0)
+            return app_of(**settings).test_client()
+
+        first = self.send(client, "anna").get_json()["id"]
+        client = restarted(client)
+        second = self.send(client, "whatever").get_json()["id"]
+        assert self.ids(client, "whatever") == [second, first]
+        client = restarted(client, api_keys="bert,carl", admin_keys="root")
+        assert (self.ids(client, "bert"), self.ids(client, "root")) == ([second], [second, first])
+
+    def test_the_document_says_which_keys_a_call_takes(self) -> None:
+        both: list[dict[str, list[str]]] = [{"key": []}, {"admin_key": []}]
+        paths = openapi.document(bare_app(api_keys="anna", admin_keys="root"))["paths"]
+        assert paths["/batches"]["get"]["security"] == paths["/batches/{batch_id}/cancel"]["post"]["security"] == both
+        for settings in ({"api_keys": "anna"}, {"admin_keys": "root"}):
+            assert "security" not in openapi.document(bare_app(**settings))["paths"]["/batches"]["get"]
+        assert "security" not in paths["/batches"]["post"]
 
 
 class TestEnds:

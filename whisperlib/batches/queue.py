@@ -42,11 +42,15 @@ class NewItem:
 
 @dataclass(frozen=True)
 class NewBatch:
-    """Items in their order. `settings`, JSON, hold for all; `key` is its owner's name for it, unique if given."""
+    """Items in their order. `settings`, JSON, hold for all.
+
+    `sender` is a word for who sent it; None: anybody. `key` is the sender's name for it, unique among theirs if given.
+    """
 
     items: Sequence[NewItem]
     settings: str
     key: str | None = None
+    sender: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class BatchStatus:
     """What has become of a batch. Times are seconds since 1970, `audio_seconds` those of the items that are done."""
 
     id: str
+    sender: str | None
     settings: str
     created: float
     started: float | None
@@ -135,7 +140,7 @@ class BatchQueue(Protocol):
     def add(self, batch: NewBatch) -> tuple[str, bool]:
         """Keep a batch; return its id and whether it is new.
 
-        It is not where one with its key is there and is the same. Raises BatchKeyTakenError where that is another.
+        It is not where its sender has one with its key, the same. Raises BatchKeyTakenError where that is another.
         """
 
     def open_settings(self) -> Collection[str]:
@@ -176,8 +181,11 @@ class BatchQueue(Protocol):
     def status(self, batch_id: str) -> BatchStatus | None:
         """Tell of a batch; None where there is none of this id."""
 
-    def batches(self, after: str | None, limit: int) -> list[BatchStatus]:
-        """Tell of batches, the newest first: of all, or of those before `after`."""
+    def batches(self, after: str | None, limit: int, sender: str | None = None) -> list[BatchStatus]:
+        """Tell of batches, the newest first: of all, or of those before `after`.
+
+        `sender`: only of theirs and anybody's.
+        """
 
     def items(
         self, batch_id: str, after: int, limit: int, states: Collection[ItemState] = ITEM_STATES

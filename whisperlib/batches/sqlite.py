@@ -69,6 +69,7 @@ CREATE INDEX open_items ON items (attempts, number) WHERE state IN ('queued', 'r
 _VERSIONS = (
     _TABLES,
     "ALTER TABLE items ADD COLUMN enhance TEXT; ALTER TABLE items ADD COLUMN enhancement TEXT",
+    "ALTER TABLE batches ADD COLUMN sender TEXT",
 )
 VERSION = len(_VERSIONS)
 _OPEN = "state IN ('queued', 'running')"
@@ -129,16 +130,18 @@ class SqliteQueue:
     def add(self, batch: NewBatch) -> tuple[str, bool]:
         """Keep a batch, or find the one of its key."""
         digest = _digest(batch)
+        # Unique for each sender, in the column that is unique for all: no key has a space.
+        key = batch.key and " ".join(filter(None, [batch.sender, batch.key]))
         with self._transaction() as db:
-            known = db.execute("SELECT id, sha256 FROM batches WHERE key = ?", (batch.key,)).fetchone()
+            known = db.execute("SELECT id, sha256 FROM batches WHERE key = ?", (key,)).fetchone()
             if known:
                 if known["sha256"] != digest:
                     raise BatchKeyTakenError(f"the key {batch.key!r} is that of another batch: take a new one")
                 return known["id"], False
             batch_id = f"batch_{secrets.token_hex(16)}"
             number = db.execute(
-                "INSERT INTO batches (id, key, sha256, settings, created) VALUES (?, ?, ?, ?, ?)",
-                (batch_id, batch.key, digest, batch.settings, self._clock()),
+                "INSERT INTO batches (id, key, sha256, settings, created, sender) VALUES (?, ?, ?, ?, ?, ?)",
+                (batch_id, key, digest, batch.settings, self._clock(), batch.sender),
             ).lastrowid
             db.executemany(
                 "INSERT INTO items (batch, position, state, name, url, upload, options, enhance)"
@@ -244,13 +247,13 @@ class SqliteQueue:
             row = db.execute("SELECT * FROM batches WHERE id = ?", (batch_id,)).fetchone()
             return _status(db, row) if row else None
 
-    def batches(self, after: str | None, limit: int) -> list[BatchStatus]:
+    def batches(self, after: str | None, limit: int, sender: str | None = None) -> list[BatchStatus]:
         """Tell of batches."""
         with self._transaction("BEGIN") as db:
             rows = db.execute(
-                "SELECT * FROM batches WHERE ? IS NULL OR number < (SELECT number FROM batches WHERE id = ?)"
-                " ORDER BY number DESC LIMIT ?",
-                (after, after, limit),
+                "SELECT * FROM batches WHERE (? IS NULL OR number < (SELECT number FROM batches WHERE id = ?))"
+                " AND (? IS NULL OR sender IS NULL OR sender = ?) ORDER BY number DESC LIMIT ?",
+                (after, after, sender, sender, limit),
             )
             return [_status(db, row) for row in rows.fetchall()]
 
@@ -473,6 +476,7 @@ def _status(db: sqlite3.Connection, batch: sqlite3.Row) -> BatchStatus:
         audio_seconds += seconds
     return BatchStatus(
         id=batch["id"],
+        sender=batch["sender"],
         settings=batch["settings"],
         created=batch["created"],
         started=batch["started"],

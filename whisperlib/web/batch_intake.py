@@ -87,7 +87,7 @@ class Asked:
     key: str | None
 
     @contextmanager
-    def kept(self, queue: BatchQueue) -> Iterator[NewBatch]:
+    def kept(self, queue: BatchQueue, sender: str | None) -> Iterator[NewBatch]:
         """Hand the files to `queue`, which drops them again if the block fails."""
         uploads = []
         try:
@@ -96,7 +96,7 @@ class Asked:
             left = iter(uploads)
             items = [item if item.url else replace(item, upload=next(left)) for item in self.items]
             settings = json.dumps({"model": self.model, "response_format": self.response_format})
-            yield NewBatch(items, settings, self.key)
+            yield NewBatch(items, settings, self.key, sender)
         except BaseException:
             queue.discard(uploads)
             raise
