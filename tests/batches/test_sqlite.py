@@ -440,7 +440,13 @@ class TestVersions:
         def tables(directory: Path) -> list[list[tuple[Any, ...]]]:
             SqliteQueue(directory).close()
             with sqlite3.connect(directory / "batches.sqlite3") as db:
-                kinds = ("table_info(batches)", "table_info(items)", "index_info(open_items)", "user_version")
+                kinds = (
+                    "table_info(batches)",
+                    "table_info(items)",
+                    "index_list(batches)",
+                    "index_list(items)",
+                    "user_version",
+                )
                 found = [db.execute(f"PRAGMA {kind}").fetchall() for kind in kinds]
             db.close()
             return found

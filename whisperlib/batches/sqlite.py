@@ -69,7 +69,7 @@ CREATE INDEX open_items ON items (attempts, number) WHERE state IN ('queued', 'r
 _VERSIONS = (
     _TABLES,
     "ALTER TABLE items ADD COLUMN enhance TEXT; ALTER TABLE items ADD COLUMN enhancement TEXT",
-    "ALTER TABLE batches ADD COLUMN sender TEXT",
+    "ALTER TABLE batches ADD COLUMN sender TEXT;CREATE INDEX open_batches ON batches (settings) WHERE finished IS NULL",
 )
 VERSION = len(_VERSIONS)
 _OPEN = "state IN ('queued', 'running')"
@@ -279,8 +279,7 @@ class SqliteQueue:
                 return False
             uploads = _uploads_of(db, batch["number"])
             db.execute(
-                f"UPDATE items SET state = 'cancelled', upload = NULL, result = NULL, {_NO_LEASE}"
-                f" WHERE batch = ? AND {_OPEN}",
+                f"UPDATE items SET state = 'cancelled', upload = NULL, {_NO_LEASE} WHERE batch = ? AND {_OPEN}",
                 (batch["number"],),
             )
             db.execute(
