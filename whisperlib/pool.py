@@ -31,11 +31,12 @@ RETRY_SECONDS = 5.0  # when to come back where others keep the memory
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """What a pool knows of a model.
+    """A model that is served.
 
-    `reason` says why it could not be loaded. `size_bytes` is the memory that it takes, if it was `measured`, else the
-    size of its file; None where neither is known. `idle_seconds` have passed since it was used last, and in
-    `expires_in_seconds` it is unloaded; None where it is not loaded, is in use, or stays.
+    `state` is `unloaded`, `loading`, `ready`, `unloading` or `failed`, and `reason` says why it failed. `size_bytes` is
+    the memory that it takes if it was `measured`, else the size of its file. `leases` are the requests that use it.
+    `idle_seconds` have passed since its last use, and in `expires_in_seconds` it is unloaded; null where it is not
+    loaded, is in use, or stays.
     """
 
     name: str

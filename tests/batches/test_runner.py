@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from tests.batches.test_sqlite import add, batch, states, told
 from tests.web.running_server import wait_until
-from whisperlib.batches import Failed, Finished, Item, Postponed, Runner, Verdict, runner
+from whisperlib.batches import Crashed, Failed, Finished, Item, Postponed, Runner, Verdict, runner
 from whisperlib.batches.sqlite import SqliteQueue
 from whisperlib.errors import BatchStoreError
 from whisperlib.options import CancelToken, ProgressCallback
@@ -48,7 +49,7 @@ def start(queue: SqliteQueue) -> Iterator[Start]:
     started: list[Runner] = []
 
     def start(work: Any, **keywords: Any) -> Runner:
-        given = {"slots": 1, "may_begin": lambda: True, "on_end": lambda _: None, "keep_seconds": 1e6, **keywords}
+        given = {"slots": 1, "may_begin": lambda _: True, "on_end": lambda _: None, "keep_seconds": 1e6, **keywords}
         started.append(Runner(queue, work, **given))
         return started[-1]
 
@@ -93,7 +94,8 @@ def test_as_many_run_at_once_as_there_are_slots(queue: SqliteQueue, start: Start
 def test_nothing_is_begun_while_it_may_not(queue: SqliteQueue, start: Start) -> None:
     allowed, asked = threading.Event(), threading.Event()
 
-    def may_begin() -> bool:
+    def may_begin(settings: str) -> bool:
+        assert settings == "{}"
         asked.set()
         return allowed.is_set()
 
@@ -103,6 +105,13 @@ def test_nothing_is_begun_while_it_may_not(queue: SqliteQueue, start: Start) -> 
     assert states(queue, batch_id) == ["queued"]
     allowed.set()
     wait_for(queue, batch_id, "done")
+
+
+def test_what_may_not_begin_holds_up_no_other_settings(queue: SqliteQueue, start: Start) -> None:
+    held, other = queue.add(batch(1, settings='{"held": 1}'))[0], add(queue)
+    start(finish, may_begin=lambda settings: settings == "{}")
+    wait_for(queue, other, "done")
+    assert states(queue, held) == ["queued"]
 
 
 def test_a_stop_gives_back_what_runs_as_if_it_had_not_begun(queue: SqliteQueue, start: Start) -> None:
@@ -182,6 +191,32 @@ def test_what_may_have_ended_the_process_runs_alone(queue: SqliteQueue, start: S
     wait_for(queue, batch_id, *["done"] * 4)
     assert [attempts for attempts, _ in most] == [1, 1, 2, 2]
     assert [count for attempts, count in most if attempts > 1] == [1, 1]
+
+
+def test_what_may_have_crashed_the_model_runs_again_alone_and_after_a_rest(
+    queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "CRASH_SECONDS", 0.5)
+    both, lock = threading.Barrier(2), threading.Lock()
+    begun: list[tuple[int, int, float]] = []
+    crashed = 0.0
+
+    def work(item: Item, *rest: Any) -> Verdict:
+        nonlocal crashed
+        with lock:
+            begun.append((item.index, item.attempts, time.monotonic()))
+        if item.attempts == 1 and item.index < 2:
+            both.wait(PATIENCE_SECONDS)
+            crashed = time.monotonic()
+            return Crashed()
+        return finish(item, *rest)
+
+    batch_id = add(queue, 3)
+    start(work, slots=2)
+    wait_for(queue, batch_id, "done", "done", "done")
+    assert [one[:2] for one in sorted(begun[:2])] == [(0, 1), (1, 1)]
+    assert [one[:2] for one in begun[2:]] == [(2, 1), (0, 2), (1, 2)]
+    assert begun[2][2] >= crashed + 0.5
 
 
 def test_a_result_waits_for_a_queue_that_fails(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -12,7 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,6 +135,58 @@ class TestItems:
         item = claim(queue)
         assert (item.attempts, item.retries) == (1, 1)
 
+    def test_what_ended_with_what_ran_it_comes_last_and_is_counted_also_in_the_file(
+        self, queue: SqliteQueue, tmp_path: Path
+    ) -> None:
+        add(queue, 2)
+        assert queue.abandon(claim(queue))
+        second = claim(queue)
+        assert (second.index, second.attempts) == (1, 1)
+        assert queue.finish(second, "1", 1)
+        assert queue.claim("owner", LEASE_SECONDS, untried=True) is None
+        again = SqliteQueue(tmp_path)
+        first = claim(again)
+        assert (first.index, first.attempts, first.retries) == (0, 2, 0)
+        assert again.release(first)
+        assert claim(again).attempts == 2
+        again.close()
+
+    def test_a_result_that_is_saved_waits_for_its_clean_up(self, queue: SqliteQueue) -> None:
+        items = [
+            NewItem(name, "{}", url="http://a.example/", enhance=enhance)
+            for name, enhance in (("a", "always"), ("b", None))
+        ]
+        batch_id, _ = queue.add(NewBatch(items, "{}"))
+        first = claim(queue)
+        assert (first.enhance, first.result) == ("always", None)
+        assert queue.save(first, '"text"')
+        assert queue.items(batch_id, -1, 1)[0].result is None
+        assert queue.release(first)
+        assert not queue.save(first, '"late"')
+        again = claim(queue)
+        assert (again.index, again.result) == (0, '"text"')
+        assert queue.finish(again, '"text"', 1.0, '"enhancement"')
+        (told, _) = queue.items(batch_id, -1, 9)
+        assert (told.state, told.result, told.enhancement) == ("done", '"text"', '"enhancement"')
+        second = claim(queue)
+        assert second.enhance is None
+        assert queue.save(second, '"text"')
+        assert queue.cancel(batch_id)
+        assert queue.items(batch_id, 0, 9)[0].result is None
+
+    def test_who_wants_some_settings_gets_those_in_their_order(self, queue: SqliteQueue) -> None:
+        other, wanted = queue.add(batch(1, settings='"other"'))[0], queue.add(batch(2, settings='"wanted"'))[0]
+        queue.add(batch(1, settings='"wanted"'))
+        assert sorted(queue.open_settings()) == ['"other"', '"wanted"']
+        items = [queue.claim("owner", LEASE_SECONDS, settings=['"wanted"', '"none"']) for _ in range(3)]
+        assert [item and item.index for item in items] == [0, 1, 0]
+        assert items[0]
+        assert items[0].batch_id == wanted
+        assert queue.claim("owner", LEASE_SECONDS, settings=['"wanted"']) is None
+        assert queue.claim("owner", LEASE_SECONDS, settings=[]) is None
+        queue.cancel(other)
+        assert queue.open_settings() == ['"wanted"']
+
     def test_what_waits_is_counted(self, queue: SqliteQueue) -> None:
         add(queue, 3)
         assert queue.count_queued() == 3
@@ -154,6 +209,7 @@ class TestLeases:
         assert not queue.fail(first, '"first"')
         assert not queue.release(first)
         assert not queue.retry(first, 0)
+        assert not queue.abandon(first)
         assert queue.finish(second, '"second"', 1)
         assert not queue.finish(second, '"twice"', 1)
         assert [item.result for item in queue.items(batch_id, -1, 9)] == ['"second"']
@@ -264,6 +320,18 @@ class TestKeys:
         with pytest.raises(BatchKeyTakenError):
             send(b"two")
 
+    def test_each_sender_has_their_own(self, queue: SqliteQueue) -> None:
+        senders = ("one", "two", None)
+        ids = [queue.add(replace(batch(n, "key"), sender=sender))[0] for n, sender in enumerate(senders, 1)]
+        assert len(set(ids)) == 3
+        assert queue.add(replace(batch(2, "key"), sender="two")) == (ids[1], False)
+        with pytest.raises(BatchKeyTakenError, match="'key'"):
+            queue.add(replace(batch(1, "key"), sender="two"))
+        assert [told(queue, batch_id).sender for batch_id in ids] == [*senders]
+        for sender, seen in (("one", [ids[2], ids[0]]), ("two", [ids[2], ids[1]]), (None, ids[::-1])):
+            assert [status.id for status in queue.batches(None, 9, sender)] == seen
+        assert [status.id for status in queue.batches(ids[2], 9, "two")] == [ids[1]]
+
     def test_many_at_once_make_one_batch(self, queue: SqliteQueue) -> None:
         with ThreadPoolExecutor(8) as pool:
             added = list(pool.map(lambda _: queue.add(batch(1, "key")), range(16)))
@@ -315,6 +383,75 @@ class TestEnds:
         ids = [add(queue) for _ in range(3)]
         assert [status.id for status in queue.batches(None, 2)] == [ids[2], ids[1]]
         assert [status.id for status in queue.batches(ids[1], 2)] == [ids[0]]
+
+
+# The tables as the first version made them, with a batch of one item that is done and one that waits.
+VERSION_1 = """
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, key TEXT UNIQUE, sha256 TEXT NOT NULL,
+    settings TEXT NOT NULL, created REAL NOT NULL, started REAL, finished REAL, cancelled INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE items (
+    number INTEGER PRIMARY KEY, batch INTEGER NOT NULL REFERENCES batches (number) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
+    attempts INTEGER NOT NULL DEFAULT 0, retries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0, token TEXT,
+    owner TEXT, lease_end REAL, audio_seconds REAL, name TEXT NOT NULL, url TEXT, upload TEXT, options TEXT NOT NULL,
+    error TEXT, result TEXT, UNIQUE (batch, position)
+);
+CREATE INDEX open_items ON items (attempts, number) WHERE state IN ('queued', 'running');
+INSERT INTO batches (number, id, key, sha256, settings, created, started)
+    VALUES (1, 'batch_1', 'key', :sha256, '{}', 900, 901);
+INSERT INTO items (batch, position, state, name, url, options, result, audio_seconds)
+    VALUES (1, 0, 'done', 'item 0', 'http://a.example/0', '{}', '"text"', 2.5);
+INSERT INTO items (batch, position, state, attempts, name, url, options)
+    VALUES (1, 1, 'running', 1, 'item 1', 'http://a.example/1', '{}');
+PRAGMA user_version = 1;
+"""
+
+
+class TestVersions:
+    @pytest.fixture
+    def old(self, tmp_path: Path) -> Path:
+        asked = batch(2)
+        rows = [repr((item.name, item.url, None, item.options)) for item in asked.items]
+        digest = hashlib.sha256("".join([asked.settings, *rows]).encode()).hexdigest()
+        with sqlite3.connect(tmp_path / "batches.sqlite3") as db:
+            db.executescript(VERSION_1.replace(":sha256", f"'{digest}'"))
+        db.close()
+        return tmp_path
+
+    def test_what_the_first_one_wrote_is_told_and_worked_off(self, old: Path) -> None:
+        for _ in range(2):  # a database that was brought up to date is opened like any other
+            queue = SqliteQueue(old, alone=True)
+            assert states(queue, "batch_1") == ["done", "queued"]
+            assert queue.items("batch_1", -1, 1)[0].result == '"text"'
+            assert [status.id for status in queue.batches(None, 9, "anybody")] == ["batch_1"]
+            assert queue.add(batch(2, "key")) == ("batch_1", False)
+            queue.close()
+        queue = SqliteQueue(old, alone=True)
+        item = claim(queue)
+        assert (item.index, item.attempts, item.enhance) == (1, 2, None)
+        assert queue.finish(item, '"text"', 2.5, '"enhancement"')
+        assert (told(queue, "batch_1").state, told(queue, "batch_1").audio_seconds) == ("done", 5.0)
+        queue.close()
+
+    def test_its_tables_are_then_those_of_a_new_one(self, old: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+        def tables(directory: Path) -> list[list[tuple[Any, ...]]]:
+            SqliteQueue(directory).close()
+            with sqlite3.connect(directory / "batches.sqlite3") as db:
+                kinds = (
+                    "table_info(batches)",
+                    "table_info(items)",
+                    "index_list(batches)",
+                    "index_list(items)",
+                    "user_version",
+                )
+                found = [db.execute(f"PRAGMA {kind}").fetchall() for kind in kinds]
+            db.close()
+            return found
+
+        assert tables(old) == tables(tmp_path_factory.mktemp("new"))
 
 
 WORK_OFF = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -12,24 +13,26 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from tests import web_server
+from tests.chat_server import Call, chat_server, stall
 from tests.web.busy_engine import busy
-from tests.web.conftest import MakeApp, bare_app
+from tests.web.conftest import MakeApp, bare_app, put_model
 from tests.web.running_server import RunningServer, running_server, wait_until
 from tests.web.test_metrics import value
 from whisperlib import assets
 from whisperlib.batches import NewBatch, NewItem, runner
 from whisperlib.batches.sqlite import SqliteQueue
+from whisperlib.enhance import Enhancement, Enhancer
 from whisperlib.options import TranscribeOptions
 from whisperlib.results import Segment, TokenLogprob, Transcription
 from whisperlib.settings import Settings
-from whisperlib.web import batch_intake, batching, create_app
+from whisperlib.web import batch_intake, batching, create_app, openapi
 from whisperlib.web.running import Outcome
 from whisperlib.web.service import Service
 
@@ -38,6 +41,7 @@ LONG = "long_slt75.flac"
 BEGINNING = {"duration_seconds": "30"}  # of the long one; the others are shorter
 CODE = "The code is five zero one nine."  # which it begins with
 URL = "http://audio.example/a.flac"
+CORRECTED = "Phone the doctor on Thursday."
 
 
 @pytest.fixture
@@ -104,6 +108,10 @@ def finished(client: FlaskClient, location: str, state: str = "done") -> Any:
 def error_of(response: Any) -> tuple[int, str, str]:
     error = response.get_json()["error"]
     return response.status_code, error["code"], error["param"]
+
+
+def correct(call: Call) -> None:
+    call.reply(call.transcript.replace("Call", "Phone"))
 
 
 class TestResults:
@@ -263,6 +271,9 @@ class TestErrors:
             ({"items": [{"audio_url": URL, "options": {"threads": 2}}]}, "unknown_field", "items.0.options.threads"),
             ({"items": [{"audio_url": URL}], "response_format": "xml"}, "invalid_option", "response_format"),
             ({"items": [{"audio_url": URL, "name": ""}]}, "invalid_option", "items.0.name"),
+            ({"items": [{"audio_url": URL}], "enhance": "always"}, "invalid_option", "enhance"),
+            ({"items": [{"audio_url": URL, "enhance": "always"}]}, "invalid_option", "items.0.enhance"),
+            ({"items": [{"audio_url": URL, "enhance": "often"}]}, "invalid_option", "items.0.enhance"),
         ],
     )
     def test_what_is_wrong_in_json_is_told_at_once_with_its_place(
@@ -280,7 +291,8 @@ class TestErrors:
             ({"audio_url": URL, "beam_size": "9"}, "invalid_option", "beam_size"),
             ({"audio_url": URL, "language": "xx"}, "invalid_option", "language"),
             ({"audio_url": URL, "stream": "true"}, "unknown_field", "stream"),
-            ({"audio_url": URL, "enhance": "auto"}, "unknown_field", "enhance"),
+            ({"audio_url": URL, "enhance": "often"}, "invalid_option", "enhance"),
+            ({"audio_url": URL, "enhance": "always"}, "invalid_option", "enhance"),
             ({"audio_url": URL, "max_wait_seconds": "1"}, "unknown_field", "max_wait_seconds"),
             ({"sound": (io.BytesIO(b"a"), "a.wav")}, "unknown_field", "sound"),
         ],
@@ -325,6 +337,103 @@ class TestErrors:
         assert set(batch_intake.BatchOptions.model_fields) == set(TranscribeOptions.model_fields) - left_out
 
 
+class TestEnhancing:
+    @pytest.fixture
+    def app_with(self, app_of: Callable[..., Flask]) -> Callable[..., Flask]:
+        """Make an application that has a language model at this address."""
+        return lambda url, **settings: app_of(llm_base_url=url, llm_model="gemma3", url_allow="127.0.0.1", **settings)
+
+    def test_each_item_is_cleaned_up_as_it_asks(self, app_with: Callable[..., Flask], files: str) -> None:
+        with chat_server(correct) as chat:
+            client = app_with(chat.base_url).test_client()
+            url = f"{files}/{DOCTOR}"
+            items = [{"audio_url": url, "enhance": mode} for mode in ("auto", "never", "always")]
+            answer = client.post("/batches", json={"items": [*items, {"audio_url": url}], "enhance": "never"})
+            results = [item["result"] for item in finished(client, answer.headers["Location"])["items"]]
+            assert [result["text"] for result in results] == [text_of(DOCTOR)] * 4
+            assert len(chat.calls) == 2
+            alone = client.post("/transcribe", data={"file": upload(DOCTOR)}).get_json()
+            texts = client.get(f"{answer.headers['Location']}/results?response_format=text").text.splitlines()
+        done = {"status": "enhanced", "text": CORRECTED, "reason": None, "model": "gemma3"}
+        assert [result.get("enhancement") for result in results] == [done, None, done, None]
+        assert results[0]["timings"]["enhance"] > 0
+        assert list(results[0]) == [name for name in alone if name != "id"]
+        assert {json.loads(line)["result"] for line in texts} == {f"{text_of(DOCTOR)}\n"}
+        assert value(client, "whisper_enhancements_total", status="enhanced") == 3
+
+    def test_what_says_nothing_has_the_server_s_default(self, app_with: Callable[..., Flask]) -> None:
+        with chat_server(correct) as chat:
+            client = app_with(chat.base_url).test_client()
+            answers = [
+                client.post("/batches", data={"file": upload(DOCTOR), **more}) for more in ({}, {"enhance": "never"})
+            ]
+            told = [finished(client, answer.headers["Location"])["items"][0]["result"] for answer in answers]
+        assert [result.get("enhancement", {}).get("text") for result in told] == [CORRECTED, None]
+
+    @pytest.mark.parametrize(
+        ("answer", "timeout_seconds", "reason"),
+        [
+            (lambda call: call.send(b"no", 500), 60, "answered 500"),
+            (lambda call: call.reply("Something else that nobody said."), 60, "refused"),
+            (stall, 0.5, "not done within"),
+        ],
+    )
+    def test_a_language_model_that_fails_costs_no_transcript(
+        self, app_with: Callable[..., Flask], answer: Any, timeout_seconds: float, reason: str
+    ) -> None:
+        with chat_server(answer) as chat:
+            client = app_with(chat.base_url, llm_timeout=timeout_seconds).test_client()
+            sent = client.post("/batches", data={"file": upload(DOCTOR), "enhance": "always"})
+            (item,) = finished(client, sent.headers["Location"])["items"]
+        assert (item["state"], item["result"]["text"]) == ("done", text_of(DOCTOR))
+        enhancement = item["result"]["enhancement"]
+        assert (enhancement["status"], enhancement["text"]) == ("failed", None)
+        assert reason in enhancement["reason"]
+
+    def test_the_deadline_of_an_item_counts_for_its_clean_up(
+        self, app_with: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given: list[float | None] = []
+
+        def enhance(_self: Enhancer, _text: str, _language: str, _cancel: Any, seconds: float | None) -> Enhancement:
+            given.append(seconds)
+            return Enhancement("failed")
+
+        # What an enhancer does with it is its own tests' concern.
+        monkeypatch.setattr(Enhancer, "enhance", enhance)
+        client = app_with("http://127.0.0.1:9/v1").test_client()
+        for fields in ({"timeout_seconds": "500"}, {}):
+            finished(client, client.post("/batches", data={"file": upload(DOCTOR), **fields}).headers["Location"])
+        assert given[0]
+        assert 0 < given[0] < 500
+        assert given[1] is None
+
+    def test_a_stop_during_a_clean_up_costs_only_that(self, app_with: Callable[..., Flask]) -> None:
+        with chat_server(stall) as chat:
+            first = app_with(chat.base_url)
+            location = first.test_client().post("/batches", data={"file": upload(DOCTOR)}).headers["Location"]
+            assert chat.called.wait(60)
+            assert "result" not in first.test_client().get(location).get_json()["items"][0]
+            first.extensions["whisper_service"].stop(0)
+        with chat_server(correct) as chat:
+            client = app_with(chat.base_url).test_client()
+            (item,) = finished(client, location)["items"]
+        assert (item["result"]["text"], item["result"]["enhancement"]["text"]) == (text_of(DOCTOR), CORRECTED)
+        assert value(client, "whisper_audio_seconds_total") == 0  # it was not transcribed again
+
+    def test_a_server_that_has_no_language_model_any_more_says_so(self, app_with: Callable[..., Flask]) -> None:
+        with chat_server(stall) as chat:
+            first = app_with(chat.base_url)
+            data = {"file": upload(DOCTOR), "enhance": "always"}
+            location = first.test_client().post("/batches", data=data).headers["Location"]
+            assert chat.called.wait(60)
+            first.extensions["whisper_service"].stop(0)
+        client = app_with(None).test_client()
+        (item,) = finished(client, location)["items"]
+        assert item["result"]["text"] == text_of(DOCTOR)
+        assert item["result"]["enhancement"]["reason"] == "this server has no language model"
+
+
 class TestIdempotency:
     def test_the_same_request_again_is_the_same_batch(self, client: FlaskClient, app: Flask) -> None:
         def send(name: str, key: str = "one") -> Any:
@@ -340,6 +449,73 @@ class TestIdempotency:
         for answer in (first, other):
             finished(client, answer.headers["Location"])
         assert uploads(app) == []
+
+
+class TestKeys:
+    BODY: ClassVar = {"items": [{"audio_url": "http://127.0.0.2/"}]}
+
+    @pytest.fixture
+    def client(self, app_of: Callable[..., Flask]) -> FlaskClient:
+        return app_of(api_keys="anna,bert", admin_keys="root").test_client()
+
+    @staticmethod
+    def bearing(key: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {key}"}
+
+    def ids(self, client: FlaskClient, key: str) -> list[str]:
+        return [batch["id"] for batch in client.get("/batches", headers=self.bearing(key)).get_json()["batches"]]
+
+    def send(self, client: FlaskClient, key: str) -> Any:
+        return client.post("/batches", json=self.BODY, headers={**self.bearing(key), "Idempotency-Key": "mine"})
+
+    def test_a_batch_is_there_for_its_own_key_and_the_admin_s(self, client: FlaskClient, place: Path) -> None:
+        own, other = (self.send(client, key).get_json()["id"] for key in ("anna", "bert"))
+        assert self.send(client, "anna").get_json()["id"] == own != other
+        assert (self.ids(client, "anna"), self.ids(client, "bert"), self.ids(client, "root")) == (
+            [own],
+            [other],
+            [other, own],
+        )
+        calls = (
+            ("get", f"/batches/{own}"),
+            ("get", f"/batches/{own}/results"),
+            ("get", f"/batches?after={own}"),
+            ("post", f"/batches/{own}/cancel"),
+            ("delete", f"/batches/{own}"),
+        )
+        nobody = error_of(client.get("/batches/batch_0", headers=self.bearing("bert")))
+        for method, path in calls:
+            assert error_of(getattr(client, method)(path, headers=self.bearing("bert"))) == nobody
+        for key in ("anna", "root"):
+            for method, path in calls[:-1]:
+                answer = getattr(client, method)(path, headers=self.bearing(key), buffered=True)
+                assert answer.status_code == 200
+        assert client.delete(calls[-1][1], headers=self.bearing("root")).status_code == 200
+        assert (self.ids(client, "anna"), self.ids(client, "root")) == ([], [other])
+        assert self.send(client, "root").status_code == 401
+        written = b"".join(path.read_bytes() for path in place.iterdir() if path.is_file())
+        assert hashlib.sha256(b"anna").hexdigest().encode() in written
+        assert not re.search(rb"\b(anna|bert|root)\b", written)
+
+    def test_keys_may_come_and_go(self, client: FlaskClient, app_of: Callable[..., Flask]) -> None:
+        def restarted(before: FlaskClient, **settings: str) -> FlaskClient:
+            before.application.extensions["whisper_service"].stop(0)
+            return app_of(**settings).test_client()
+
+        first = self.send(client, "anna").get_json()["id"]
+        client = restarted(client)
+        second = self.send(client, "whatever").get_json()["id"]
+        assert self.ids(client, "whatever") == [second, first]
+        client = restarted(client, api_keys="bert,carl", admin_keys="root")
+        assert (self.ids(client, "bert"), self.ids(client, "root")) == ([second], [second, first])
+
+    def test_the_document_says_which_keys_a_call_takes(self) -> None:
+        both: list[dict[str, list[str]]] = [{"key": []}, {"admin_key": []}]
+        paths = openapi.document(bare_app(api_keys="anna", admin_keys="root"))["paths"]
+        assert paths["/batches"]["get"]["security"] == paths["/batches/{batch_id}/cancel"]["post"]["security"] == both
+        for settings in ({"api_keys": "anna"}, {"admin_keys": "root"}):
+            assert "security" not in openapi.document(bare_app(**settings))["paths"]["/batches"]["get"]
+        assert "security" not in paths["/batches"]["post"]
 
 
 class TestEnds:
@@ -388,6 +564,41 @@ class TestEnds:
         told = finished(app_of().test_client(), f"/batches/{batch_id}")
         assert told["items"][0]["error"]["code"] == "engine_failed"
         assert "3 times" in told["items"][0]["error"]["message"]
+
+    def test_a_crash_of_the_model_s_process_costs_only_the_item_that_makes_it(
+        self, app_of: Callable[..., Flask], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runner, "CRASH_SECONDS", 0.0)
+        innocent, poison = 0, 1
+        data = {"file": [upload(LONG), upload(LONG), upload(DOCTOR)], "chunking": "sequential"}
+
+        def crash(app: Flask, *running: int) -> None:
+            """End the model's process as soon as these items run, and no others."""
+            engine = app.extensions["whisper_service"].adapter
+            client = app.test_client()
+
+            def run() -> bool:
+                states = [item["state"] for item in client.get(location).get_json()["items"]]
+                in_it = [index for index, state in enumerate(states) if state == "running"]
+                return in_it == list(running) and engine.workload().running == len(running)
+
+            wait_until(run, f"{running} run")
+            before = engine.config.process_id
+            os.kill(before, signal.SIGSEGV)
+            wait_until(lambda: engine.config.process_id != before, "another process has the model")
+
+        first = app_of(isolation="process")
+        location = first.test_client().post("/batches", data=data).headers["Location"]
+        crash(first, innocent, poison)
+        crash(first, poison)
+        first.extensions["whisper_service"].stop(0)
+        second = app_of(isolation="process")
+        crash(second, poison)
+        told = finished(second.test_client(), location)
+        assert [item["state"] for item in told["items"]] == ["done", "failed", "done"]
+        assert told["items"][innocent]["result"]["text"].startswith(CODE)
+        assert told["items"][poison]["error"]["code"] == "engine_failed"
+        assert "ended 3 times while this item ran" in told["items"][poison]["error"]["message"]
 
 
 class TestPlace:
@@ -447,14 +658,32 @@ class TestPriority:
             batches = app.extensions["whisper_batches"]
             asked = batches._may_begin
 
-            def spy() -> bool:
+            def spy(settings: str) -> bool:
                 seen.set()
-                return bool(asked())
+                return bool(asked(settings))
 
             batches._runner._may_begin = spy
             assert seen.wait(60)
             assert client.get(location).get_json()["state"] == "queued"
         finished(client, location)
+
+    @pytest.mark.parametrize(("engaged", "free"), [(None, "tiny"), ("tiny", None)])
+    def test_only_the_slots_of_the_model_that_an_item_names_count(
+        self, app_of: Callable[..., Flask], tmp_path: Path, engaged: str | None, free: str | None
+    ) -> None:
+        put_model(tmp_path, "tiny")
+        app = app_of(concurrency=1, model_root=tmp_path)
+        client = app.test_client()
+
+        def send(model: str | None) -> str:
+            fields = {"model": model} if model else {}
+            return str(client.post("/batches", data={"file": upload(DOCTOR), **fields}).headers["Location"])
+
+        with app.extensions["whisper_service"].lease(engaged) as engine, busy(engine):
+            waiting = send(engaged)
+            finished(client, send(free))
+            assert client.get(waiting).get_json()["state"] == "queued"
+        finished(client, waiting)
 
 
 def test_a_server_that_is_killed_loses_nothing_and_does_nothing_twice(place: Path) -> None:

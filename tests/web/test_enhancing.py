@@ -108,6 +108,47 @@ def test_auto_without_a_language_model_says_so(make_app: MakeApp) -> None:
     assert (enhancement["status"], enhancement["reason"]) == ("skipped", "this server has no language model")
 
 
+def ask_openai(client: FlaskClient, **fields: str) -> Any:
+    return client.post("/v1/audio/transcriptions", data={"file": (io.BytesIO(AUDIO), "a.flac"), **fields})
+
+
+@pytest.mark.parametrize("response_format", ["json", "verbose_json"])
+def test_openai_s_call_cleans_up_where_it_is_asked_to(
+    client: FlaskClient, chat: ChatServer, response_format: str
+) -> None:
+    plain = ask_openai(client, response_format=response_format).get_json()
+    never = ask_openai(client, response_format=response_format, enhance="never").get_json()
+    assert "enhancement" not in plain
+    assert plain == never
+    assert not chat.calls
+    for mode in ("auto", "always"):
+        answer = ask_openai(client, response_format=response_format, enhance=mode).get_json()
+        assert answer.pop("enhancement") == post(client).get_json()["enhancement"]
+        assert answer == plain
+        assert answer["text"] == TEXT
+
+
+def test_openai_s_call_keeps_the_transcript_of_a_text_format_and_of_a_failure(make_app: MakeApp) -> None:
+    with client_of(make_app, lambda call: call.send(b"no", 500)) as (client, server):
+        assert ask_openai(client, response_format="text", enhance="always").text.strip() == TEXT
+        assert not server.calls
+        told = ask_openai(client, enhance="always").get_json()
+    assert (told["text"], told["enhancement"]["status"]) == (TEXT, "failed")
+
+
+@pytest.mark.parametrize("fields", [{"enhance": "often"}, {"enhance": "auto", "stream": "true"}])
+def test_openai_s_call_refuses_what_it_cannot_do(client: FlaskClient, fields: dict[str, str]) -> None:
+    response = ask_openai(client, **fields)
+    assert (response.status_code, error_of(response)["param"]) == (400, "enhance")
+
+
+def test_openai_s_call_refuses_always_without_a_language_model(make_app: MakeApp) -> None:
+    client = make_app().test_client()
+    response = ask_openai(client, enhance="always")
+    assert (response.status_code, error_of(response)["param"]) == (400, "enhance")
+    assert ask_openai(client, enhance="auto").get_json()["enhancement"]["status"] == "skipped"
+
+
 def test_another_word_is_refused(client: FlaskClient) -> None:
     assert error_of(post(client, enhance="sometimes"))["param"] == "enhance"
 

@@ -13,13 +13,14 @@ from whisperlib.batches.queue import (
     NewItem,
     Upload,
 )
-from whisperlib.batches.runner import Failed, Finished, Postponed, Runner, Verdict
+from whisperlib.batches.runner import Crashed, Failed, Finished, Postponed, Runner, Verdict
 
 __all__ = [
     "MAX_ITEMS_AT_ONCE",
     "BatchQueue",
     "BatchState",
     "BatchStatus",
+    "Crashed",
     "Failed",
     "Finished",
     "Item",

@@ -28,29 +28,37 @@ class Upload:
 
 @dataclass(frozen=True)
 class NewItem:
-    """Audio to work on, behind a `url` or uploaded, under the `name` that its owner knows. `options` is JSON."""
+    """Audio to work on, behind a `url` or uploaded, under the `name` that its owner knows. `options` is JSON.
+
+    `enhance` is a word for how its text is cleaned up; None where nothing was said.
+    """
 
     name: str
     options: str
     url: str | None = None
     upload: Upload | None = None
+    enhance: str | None = None
 
 
 @dataclass(frozen=True)
 class NewBatch:
-    """Items in their order. `settings`, JSON, hold for all; `key` is its owner's name for it, unique if given."""
+    """Items in their order. `settings`, JSON, hold for all.
+
+    `sender` is a word for who sent it; None: anybody. `key` is the sender's name for it, unique among theirs if given.
+    """
 
     items: Sequence[NewItem]
     settings: str
     key: str | None = None
+    sender: str | None = None
 
 
 @dataclass(frozen=True)
 class Item:
     """An item under a lease, to be worked on.
 
-    `attempts` counts how often it was begun and nobody said what became of it, this time included; `retries` how often
-    it was put back to be tried again.
+    `attempts` counts how often it was begun and what ran it ended with it, this time included; `retries` how often it
+    was put back to be tried again. `result` is there where it was worked out before, and only its clean-up is left.
     """
 
     batch_id: str
@@ -63,17 +71,23 @@ class Item:
     settings: str
     attempts: int
     retries: int
+    enhance: str | None
+    result: str | None
 
 
 @dataclass(frozen=True)
 class ItemStatus:
-    """What has become of an item: `result` where it is done, `error` where it failed, both JSON."""
+    """What has become of an item: `result` and its `enhancement`, if any, where it is done, `error` where it failed.
+
+    All three are JSON.
+    """
 
     index: int
     name: str
     state: ItemState
     options: str
     result: str | None = None
+    enhancement: str | None = None
     error: str | None = None
 
 
@@ -82,6 +96,7 @@ class BatchStatus:
     """What has become of a batch. Times are seconds since 1970, `audio_seconds` those of the items that are done."""
 
     id: str
+    sender: str | None
     settings: str
     created: float
     started: float | None
@@ -125,13 +140,18 @@ class BatchQueue(Protocol):
     def add(self, batch: NewBatch) -> tuple[str, bool]:
         """Keep a batch; return its id and whether it is new.
 
-        It is not where one with its key is there and is the same. Raises BatchKeyTakenError where that is another.
+        It is not where its sender has one with its key, the same. Raises BatchKeyTakenError where that is another.
         """
 
-    def claim(self, owner: str, lease_seconds: float, *, untried: bool = False) -> Item | None:
-        """Take the next item; None where there is none now. Those whose last lease has expired come last.
+    def open_settings(self) -> Collection[str]:
+        """Tell the settings of the batches that have not ended, each once."""
 
-        `untried`: only one that was never begun, or whose begin came to an end.
+    def claim(
+        self, owner: str, lease_seconds: float, *, untried: bool = False, settings: Collection[str] | None = None
+    ) -> Item | None:
+        """Take the next item; None where there is none now. Those that ended with what ran them come last.
+
+        `untried`: only one that was never begun, or whose begin came to an end. `settings`: only of a batch with these.
         """
 
     def audio(self, item: Item) -> BinaryIO:
@@ -140,7 +160,10 @@ class BatchQueue(Protocol):
     def renew(self, items: Collection[Item], lease_seconds: float) -> Collection[Item]:
         """Renew leases; return the items that are somebody else's by now, or nobody's."""
 
-    def finish(self, item: Item, result: str, audio_seconds: float) -> bool:
+    def save(self, item: Item, result: str) -> bool:
+        """Write an item's result before its clean-up, for who has it next; False where the lease is lost."""
+
+    def finish(self, item: Item, result: str, audio_seconds: float, enhancement: str | None = None) -> bool:
         """Write an item's result; False, and nothing is written, where the lease is lost."""
 
     def fail(self, item: Item, error: str) -> bool:
@@ -152,11 +175,17 @@ class BatchQueue(Protocol):
     def retry(self, item: Item, delay_seconds: float) -> bool:
         """Give an item back to be tried again; its `retries` count it."""
 
+    def abandon(self, item: Item) -> bool:
+        """Give an item back that ended with what ran it; its `attempts` have counted it."""
+
     def status(self, batch_id: str) -> BatchStatus | None:
         """Tell of a batch; None where there is none of this id."""
 
-    def batches(self, after: str | None, limit: int) -> list[BatchStatus]:
-        """Tell of batches, the newest first: of all, or of those before `after`."""
+    def batches(self, after: str | None, limit: int, sender: str | None = None) -> list[BatchStatus]:
+        """Tell of batches, the newest first: of all, or of those before `after`.
+
+        `sender`: only of theirs and anybody's.
+        """
 
     def items(
         self, batch_id: str, after: int, limit: int, states: Collection[ItemState] = ITEM_STATES

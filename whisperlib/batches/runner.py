@@ -25,6 +25,7 @@ IDLE_SECONDS = 2.0  # to look again for items that are due by now
 TROUBLE_SECONDS = 5.0  # to try again where the queue fails
 STOP_SECONDS = 5.0  # to end what runs; the model stops within one step
 RETRY_SECONDS = (5.0, 30.0, 120.0)  # before each further try of an item whose failure may pass
+CRASH_SECONDS = 60.0  # without a begin after a crash: an engine that crashes often is left alone for as long
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Finished:
 
     result: str
     audio_seconds: float
+    enhancement: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ class Postponed:
     delay_seconds: float
 
 
-Verdict: TypeAlias = Finished | Failed | Postponed
+@dataclass(frozen=True)
+class Crashed:
+    """The process that had the model ended while an item was in it, which may be the item's doing."""
+
+
+Verdict: TypeAlias = Finished | Failed | Postponed | Crashed
 Work = Callable[[Item, CancelToken, ProgressCallback], Verdict]
 
 
@@ -65,11 +72,11 @@ class _Running:
 
 
 class Runner:
-    """Works up to `slots` items of `queue` at once, and begins one only while `may_begin` says so.
+    """Works up to `slots` items of `queue` at once, and begins one only while `may_begin` says so of its settings.
 
     `work` does one item, and never raises; `on_end` is told the state of each that has ended. An item that was running
-    when its process ended may be what ended it, so it is begun when nothing else runs. What has ended `keep_seconds`
-    ago is forgotten.
+    when its process ended, this one or the model's, may be what ended it, so it is begun when nothing else runs. What
+    has ended `keep_seconds` ago is forgotten.
     """
 
     def __init__(
@@ -78,7 +85,7 @@ class Runner:
         work: Work,
         *,
         slots: int,
-        may_begin: Callable[[], bool],
+        may_begin: Callable[[str], bool],
         on_end: Callable[[ItemState], object],
         keep_seconds: float,
     ) -> None:
@@ -92,6 +99,7 @@ class Runner:
         self._stopping = False
         self._running: dict[str, _Running] = {}
         self._alone = False
+        self._rests_until = 0.0
         self._failing = False
         names = [*((f"batch-{number}", self._run) for number in range(slots)), ("batch-leases", self._keep_up)]
         self._threads = [threading.Thread(target=target, name=name, daemon=True) for name, target in names]
@@ -143,12 +151,14 @@ class Runner:
         with self._changed:
             if self._stopping:
                 return None
-            if self._alone or not self._may_begin():
+            if self._alone or time.monotonic() < self._rests_until:
                 self._changed.wait(BUSY_SECONDS)
                 return None
-            item = self._queue.claim(self._owner, LEASE_SECONDS, untried=bool(self._running))
-            if item is None:
-                self._changed.wait(IDLE_SECONDS)
+            wanted = self._queue.open_settings()
+            free = [settings for settings in wanted if self._may_begin(settings)]
+            item = free and self._queue.claim(self._owner, LEASE_SECONDS, untried=bool(self._running), settings=free)
+            if not item:
+                self._changed.wait(IDLE_SECONDS if len(free) == len(wanted) else BUSY_SECONDS)
                 return None
             one = _Running(item)
             self._running[item.token] = one
@@ -157,23 +167,31 @@ class Runner:
 
     def _do(self, one: _Running) -> None:
         verdict = self._work(one.item, one.cancel, one.set_fraction)
-        item = one.item
+        if isinstance(verdict, Crashed):
+            self._rests_until = time.monotonic() + CRASH_SECONDS
         while True:  # what was worked out is not lost because a disk is full
             with self._trouble():
-                if isinstance(verdict, Finished):
-                    if self._queue.finish(item, verdict.result, verdict.audio_seconds):
-                        self._on_end("done")
-                elif one.cancel.cancelled:
-                    self._queue.release(item)
-                elif isinstance(verdict, Postponed):
-                    self._queue.release(item, verdict.delay_seconds)
-                elif verdict.transient and item.retries < len(RETRY_SECONDS):
-                    self._queue.retry(item, RETRY_SECONDS[item.retries])
-                elif self._queue.fail(item, verdict.error):
-                    self._on_end("failed")
+                self._settle(one, verdict)
                 return
             if self._stopping:
                 return
+
+    def _settle(self, one: _Running, verdict: Verdict) -> None:
+        """Write what became of an item."""
+        item = one.item
+        if isinstance(verdict, Finished):
+            if self._queue.finish(item, verdict.result, verdict.audio_seconds, verdict.enhancement):
+                self._on_end("done")
+        elif one.cancel.cancelled:
+            self._queue.release(item)
+        elif isinstance(verdict, Postponed):
+            self._queue.release(item, verdict.delay_seconds)
+        elif isinstance(verdict, Crashed):
+            self._queue.abandon(item)
+        elif verdict.transient and item.retries < len(RETRY_SECONDS):
+            self._queue.retry(item, RETRY_SECONDS[item.retries])
+        elif self._queue.fail(item, verdict.error):
+            self._on_end("failed")
 
     def _end(self, one: _Running) -> None:
         with self._changed:

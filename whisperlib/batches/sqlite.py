@@ -27,7 +27,6 @@ from whisperlib.batches.queue import (
 )
 from whisperlib.errors import AudioNotFoundError, BatchKeyTakenError, BatchStoreError
 
-VERSION = 1  # of the tables
 PRIVATE_DIRECTORY, PRIVATE_FILE = 0o700, 0o600
 BUSY_SECONDS = 30.0  # that a transaction waits for another
 _READ_BYTES = 1 << 20
@@ -66,7 +65,15 @@ CREATE TABLE items (
 );
 CREATE INDEX open_items ON items (attempts, number) WHERE state IN ('queued', 'running');
 """
+# What each version has beside the one before: a database of any version is brought to the last when it is opened.
+_VERSIONS = (
+    _TABLES,
+    "ALTER TABLE items ADD COLUMN enhance TEXT; ALTER TABLE items ADD COLUMN enhancement TEXT",
+    "ALTER TABLE batches ADD COLUMN sender TEXT;CREATE INDEX open_batches ON batches (settings) WHERE finished IS NULL",
+)
+VERSION = len(_VERSIONS)
 _OPEN = "state IN ('queued', 'running')"
+_GIVEN = ("name", "url", "upload", "options", "settings", "retries", "enhance", "result")  # to who claims an item
 _NO_LEASE = "token = NULL, owner = NULL, lease_end = NULL"
 _LEASED = f"batch = (SELECT number FROM batches WHERE id = ?) AND position = ? AND token = ? AND {_OPEN}"
 
@@ -123,38 +130,56 @@ class SqliteQueue:
     def add(self, batch: NewBatch) -> tuple[str, bool]:
         """Keep a batch, or find the one of its key."""
         digest = _digest(batch)
+        # Unique for each sender, in the column that is unique for all: no key has a space.
+        key = batch.key and " ".join(filter(None, [batch.sender, batch.key]))
         with self._transaction() as db:
-            known = db.execute("SELECT id, sha256 FROM batches WHERE key = ?", (batch.key,)).fetchone()
+            known = db.execute("SELECT id, sha256 FROM batches WHERE key = ?", (key,)).fetchone()
             if known:
                 if known["sha256"] != digest:
                     raise BatchKeyTakenError(f"the key {batch.key!r} is that of another batch: take a new one")
                 return known["id"], False
             batch_id = f"batch_{secrets.token_hex(16)}"
             number = db.execute(
-                "INSERT INTO batches (id, key, sha256, settings, created) VALUES (?, ?, ?, ?, ?)",
-                (batch_id, batch.key, digest, batch.settings, self._clock()),
+                "INSERT INTO batches (id, key, sha256, settings, created, sender) VALUES (?, ?, ?, ?, ?, ?)",
+                (batch_id, key, digest, batch.settings, self._clock(), batch.sender),
             ).lastrowid
             db.executemany(
-                "INSERT INTO items (batch, position, state, name, url, upload, options)"
-                " VALUES (?, ?, 'queued', ?, ?, ?, ?)",
+                "INSERT INTO items (batch, position, state, name, url, upload, options, enhance)"
+                " VALUES (?, ?, 'queued', ?, ?, ?, ?, ?)",
                 [
-                    (number, position, item.name, item.url, item.upload and item.upload.name, item.options)
+                    (
+                        number,
+                        position,
+                        item.name,
+                        item.url,
+                        item.upload and item.upload.name,
+                        item.options,
+                        item.enhance,
+                    )
                     for position, item in enumerate(batch.items)
                 ],
             )
         return batch_id, True
 
-    def claim(self, owner: str, lease_seconds: float, *, untried: bool = False) -> Item | None:
+    def open_settings(self) -> Collection[str]:
+        """Tell the settings of what has not ended."""
+        with self._transaction("BEGIN") as db:
+            return [row[0] for row in db.execute("SELECT DISTINCT settings FROM batches WHERE finished IS NULL")]
+
+    def claim(
+        self, owner: str, lease_seconds: float, *, untried: bool = False, settings: Collection[str] | None = None
+    ) -> Item | None:
         """Take the next item."""
         now, token = self._clock(), secrets.token_hex(16)
+        among = "" if settings is None else f" AND batches.settings IN ({_marks(settings)})"
         with self._transaction() as db:
             row = db.execute(
                 "SELECT items.*, batches.id AS batch_id, batches.settings FROM items"
                 " JOIN batches ON batches.number = items.batch"
                 f" WHERE {_OPEN} AND attempts <= ?"
-                " AND ((state = 'queued' AND due <= ?) OR (state = 'running' AND lease_end < ?))"
+                f" AND ((state = 'queued' AND due <= ?) OR (state = 'running' AND lease_end < ?)){among}"
                 " ORDER BY attempts, items.number LIMIT 1",
-                (0 if untried else 1 << 30, now, now),
+                (0 if untried else 1 << 30, now, now, *(settings or ())),
             ).fetchone()
             if row is None:
                 return None
@@ -169,7 +194,7 @@ class SqliteQueue:
             index=row["position"],
             token=token,
             attempts=row["attempts"] + 1,
-            **{name: row[name] for name in ("name", "url", "upload", "options", "settings", "retries")},
+            **{name: row[name] for name in _GIVEN},
         )
 
     def audio(self, item: Item) -> BinaryIO:
@@ -191,9 +216,14 @@ class SqliteQueue:
                 if not db.execute(f"UPDATE items SET lease_end = ? WHERE {_LEASED}", (until, *_lease(item))).rowcount
             ]
 
-    def finish(self, item: Item, result: str, audio_seconds: float) -> bool:
+    def save(self, item: Item, result: str) -> bool:
+        """Write a result that is told when its item is done."""
+        with self._transaction() as db:
+            return bool(db.execute(f"UPDATE items SET result = ? WHERE {_LEASED}", (result, *_lease(item))).rowcount)
+
+    def finish(self, item: Item, result: str, audio_seconds: float, enhancement: str | None = None) -> bool:
         """Write a result."""
-        return self._end(item, "done", result=result, audio_seconds=audio_seconds)
+        return self._end(item, "done", result=result, audio_seconds=audio_seconds, enhancement=enhancement)
 
     def fail(self, item: Item, error: str) -> bool:
         """Write an error."""
@@ -201,11 +231,15 @@ class SqliteQueue:
 
     def release(self, item: Item, delay_seconds: float = 0.0) -> bool:
         """Queue an item again."""
-        return self._requeue(item, delay_seconds, retries=0)
+        return self._requeue(item, delay_seconds)
 
     def retry(self, item: Item, delay_seconds: float) -> bool:
         """Queue an item again, and count it."""
         return self._requeue(item, delay_seconds, retries=1)
+
+    def abandon(self, item: Item) -> bool:
+        """Queue an item again, behind those that did no harm."""
+        return self._requeue(item, 0.0, counts=True)
 
     def status(self, batch_id: str) -> BatchStatus | None:
         """Tell of a batch."""
@@ -213,13 +247,13 @@ class SqliteQueue:
             row = db.execute("SELECT * FROM batches WHERE id = ?", (batch_id,)).fetchone()
             return _status(db, row) if row else None
 
-    def batches(self, after: str | None, limit: int) -> list[BatchStatus]:
+    def batches(self, after: str | None, limit: int, sender: str | None = None) -> list[BatchStatus]:
         """Tell of batches."""
         with self._transaction("BEGIN") as db:
             rows = db.execute(
-                "SELECT * FROM batches WHERE ? IS NULL OR number < (SELECT number FROM batches WHERE id = ?)"
-                " ORDER BY number DESC LIMIT ?",
-                (after, after, limit),
+                "SELECT * FROM batches WHERE (? IS NULL OR number < (SELECT number FROM batches WHERE id = ?))"
+                " AND (? IS NULL OR sender IS NULL OR sender = ?) ORDER BY number DESC LIMIT ?",
+                (after, after, sender, sender, limit),
             )
             return [_status(db, row) for row in rows.fetchall()]
 
@@ -227,12 +261,12 @@ class SqliteQueue:
         self, batch_id: str, after: int, limit: int, states: Collection[ItemState] = ITEM_STATES
     ) -> list[ItemStatus]:
         """Tell of items."""
-        marks = ", ".join("?" * len(states))
         with self._transaction("BEGIN") as db:
             rows = db.execute(
-                "SELECT position, name, state, options, result, error FROM items"
+                "SELECT position, name, state, options, CASE state WHEN 'done' THEN result END, enhancement, error"
+                " FROM items"
                 " WHERE batch = (SELECT number FROM batches WHERE id = ?) AND position > ?"
-                f" AND state IN ({marks}) ORDER BY position LIMIT ?",
+                f" AND state IN ({_marks(states)}) ORDER BY position LIMIT ?",
                 (batch_id, after, *states, limit),
             )
             return [ItemStatus(*row) for row in rows.fetchall()]
@@ -283,14 +317,15 @@ class SqliteQueue:
         state: ItemState,
         *,
         result: str | None = None,
+        enhancement: str | None = None,
         error: str | None = None,
         audio_seconds: float | None = None,
     ) -> bool:
         with self._transaction() as db:
             written = db.execute(
-                f"UPDATE items SET state = ?, result = ?, error = ?, audio_seconds = ?, upload = NULL, {_NO_LEASE}"
-                f" WHERE {_LEASED}",
-                (state, result, error, audio_seconds, *_lease(item)),
+                "UPDATE items SET state = ?, result = ?, enhancement = ?, error = ?, audio_seconds = ?, upload = NULL,"
+                f" {_NO_LEASE} WHERE {_LEASED}",
+                (state, result, enhancement, error, audio_seconds, *_lease(item)),
             ).rowcount
             if not written:
                 return False
@@ -302,12 +337,12 @@ class SqliteQueue:
         self._remove([item.upload] if item.upload else [])
         return True
 
-    def _requeue(self, item: Item, delay_seconds: float, *, retries: int) -> bool:
+    def _requeue(self, item: Item, delay_seconds: float, *, retries: int = 0, counts: bool = False) -> bool:
         with self._transaction() as db:
             changed = db.execute(
-                "UPDATE items SET state = 'queued', attempts = attempts - 1, retries = retries + ?, due = ?,"
+                "UPDATE items SET state = 'queued', attempts = attempts - ?, retries = retries + ?, due = ?,"
                 f" {_NO_LEASE} WHERE {_LEASED}",
-                (retries, self._clock() + delay_seconds, *_lease(item)),
+                (not counts, retries, self._clock() + delay_seconds, *_lease(item)),
             ).rowcount
         return bool(changed)
 
@@ -339,15 +374,15 @@ class SqliteQueue:
         with self._transaction() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             empty = not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if version == 0 and empty:
-                for statement in _TABLES.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
+            if version > VERSION or (version == 0 and not empty):
                 raise BatchStoreError(
-                    f"{self._file} has tables of version {version}, and this whisperlib reads version {VERSION}: "
+                    f"{self._file} has tables of version {version}, and this whisperlib reads up to version {VERSION}: "
                     "use the whisperlib that made it, or set WHISPER_BATCHES to another directory"
                 )
+            for statements in _VERSIONS[version:]:
+                for statement in statements.split(";"):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _take_over(self) -> None:
         """Queue what a process had begun that is no more, and delete the files that no item needs."""
@@ -409,13 +444,19 @@ def _digest(batch: NewBatch) -> str:
     digest = hashlib.sha256(batch.settings.encode())
     for item in batch.items:
         upload = item.upload and item.upload.sha256
-        digest.update(repr((item.name, item.url, upload, item.options)).encode())
+        more = [item.enhance] if item.enhance else []  # what says nothing of it counts as it did in version 1
+        digest.update(repr((item.name, item.url, upload, item.options, *more)).encode())
     return digest.hexdigest()
 
 
 def _lease(item: Item) -> tuple[Any, ...]:
     """Return what `_LEASED` asks for."""
     return item.batch_id, item.index, item.token
+
+
+def _marks(values: Collection[object]) -> str:
+    """Return a parameter's mark for each value."""
+    return ", ".join("?" * len(values))
 
 
 def _uploads_of(db: sqlite3.Connection, number: int) -> list[str]:
@@ -434,6 +475,7 @@ def _status(db: sqlite3.Connection, batch: sqlite3.Row) -> BatchStatus:
         audio_seconds += seconds
     return BatchStatus(
         id=batch["id"],
+        sender=batch["sender"],
         settings=batch["settings"],
         created=batch["created"],
         started=batch["started"],

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from whisperlib import fetch
 from whisperlib.batches import BatchQueue, NewBatch, NewItem
+from whisperlib.enhance import Mode
 from whisperlib.errors import OptionError, UrlRefusedError
 from whisperlib.options import TranscribeOptions
 from whisperlib.settings import without_credentials
-from whisperlib.web import intake
+from whisperlib.web import enhancing, intake
 from whisperlib.web.errors import ApiError
-from whisperlib.web.schemas import SERVER_OPTIONS, Format, twin
+from whisperlib.web.schemas import SERVER_OPTIONS, Format, Parameters, twin
 
 MAX_JSON_BYTES = 1 << 24
 MAX_NAME_CHARACTERS = 255
@@ -48,6 +49,9 @@ class BatchItem(_Asked):
         None, min_length=1, max_length=MAX_NAME_CHARACTERS, description="What you call it; left out: the URL."
     )
     options: BatchOptions = Field(default_factory=BatchOptions)
+    enhance: Mode | None = Field(
+        None, description="Clean its text up by a language model; left out: as the batch says."
+    )
 
 
 class BatchRequest(_Asked):
@@ -57,6 +61,7 @@ class BatchRequest(_Asked):
     options: BatchOptions = Field(default_factory=BatchOptions)
     model: str | None = Field(None, description="Name of the loaded model, the only one that is served.")
     response_format: Format = Field("json", description="How results are written, where nothing else is asked for.")
+    enhance: Mode | None = Field(None, description=Parameters.model_fields["enhance"].description)
 
 
 BatchForm = pydantic.create_model(
@@ -67,6 +72,7 @@ BatchForm = pydantic.create_model(
     audio_url=(list[str], Field([], description="Where the server fetches audio: http or https.")),
     model=(str | None, BatchRequest.model_fields["model"]),
     response_format=(Format, BatchRequest.model_fields["response_format"]),
+    enhance=(Mode | None, BatchRequest.model_fields["enhance"]),
 )
 
 
@@ -81,7 +87,7 @@ class Asked:
     key: str | None
 
     @contextmanager
-    def kept(self, queue: BatchQueue) -> Iterator[NewBatch]:
+    def kept(self, queue: BatchQueue, sender: str | None) -> Iterator[NewBatch]:
         """Hand the files to `queue`, which drops them again if the block fails."""
         uploads = []
         try:
@@ -90,7 +96,7 @@ class Asked:
             left = iter(uploads)
             items = [item if item.url else replace(item, upload=next(left)) for item in self.items]
             settings = json.dumps({"model": self.model, "response_format": self.response_format})
-            yield NewBatch(items, settings, self.key)
+            yield NewBatch(items, settings, self.key, sender)
         except BaseException:
             queue.discard(uploads)
             raise
@@ -125,15 +131,17 @@ def _from_json(text: str, key: str | None, max_items: int) -> Asked:
     except pydantic.ValidationError as error:
         raise complaint(error, BatchRequest) from None
     _check_count(len(given.items), max_items)
+    enhancing.check(given.enhance)
     defaults = _dumped(given.options)
     _options(defaults, "options")
     items = []
     for index, item in enumerate(given.items):
         where = f"items.{index}"
         _check_url(item.audio_url, f"{where}.audio_url")
+        enhancing.check(item.enhance, f"{where}.enhance")
         options = _options(_merged(defaults, _dumped(item.options)), f"{where}.options")
         name = item.name or without_credentials(item.audio_url)[:MAX_NAME_CHARACTERS]
-        items.append(NewItem(name, options, url=item.audio_url))
+        items.append(NewItem(name, options, url=item.audio_url, enhance=item.enhance or given.enhance))
     return Asked(items, [], given.model, given.response_format, key)
 
 
@@ -149,12 +157,14 @@ def _from_form(key: str | None, max_items: int) -> Asked:
             raise _unknown(name, BatchForm.model_fields)
     _check_count(len(files) + len(urls), max_items)
     model, response_format = values.pop("model", None), values.pop("response_format", "json")
+    enhance = values.pop("enhance", None)
+    enhancing.check(enhance)
     options = _options(values, None)
     names = [(file.filename or f"file {number}")[:MAX_NAME_CHARACTERS] for number, file in enumerate(files)]
-    items = [NewItem(name, options) for name in names]
+    items = [NewItem(name, options, enhance=enhance) for name in names]
     for number, url in enumerate(urls):
         _check_url(url, f"audio_url.{number}")
-        items.append(NewItem(without_credentials(url)[:MAX_NAME_CHARACTERS], options, url=url))
+        items.append(NewItem(without_credentials(url)[:MAX_NAME_CHARACTERS], options, url=url, enhance=enhance))
     return Asked(items, [cast(BinaryIO, file.stream) for file in files], model, response_format, key)
 
 

@@ -8,28 +8,31 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import BinaryIO
+from contextlib import ExitStack, contextmanager, suppress
+from typing import BinaryIO, cast
 
 import pydantic
 from flask import Flask, current_app
 from prometheus_client import Gauge
 
 from whisperlib import batches
-from whisperlib.batches import BatchQueue, Failed, Finished, Item, ItemState, Postponed, Runner, Verdict
+from whisperlib.batches import BatchQueue, Crashed, Failed, Finished, Item, ItemState, Postponed, Runner, Verdict
+from whisperlib.enhance import Enhancement, Mode
 from whisperlib.errors import (
     BatchStoreError,
     BusyError,
     ClosedError,
+    EngineCrashedError,
     EngineError,
     FetchError,
     OutOfMemoryError,
     TranscriptionCancelled,
     UnavailableError,
+    WhisperlibError,
 )
 from whisperlib.fetch import Fetcher
 from whisperlib.options import CancelToken, ProgressCallback, TranscribeOptions
-from whisperlib.web import log, metrics
+from whisperlib.web import enhancing, log, metrics
 from whisperlib.web.errors import problem_of
 from whisperlib.web.running import FETCHER, Outcome
 from whisperlib.web.service import EXTENSION as SERVICE
@@ -39,9 +42,10 @@ logger = logging.getLogger(__name__)
 
 EXTENSION = "whisper_batches"  # its place in `Flask.extensions`
 OPEN_AGAIN_SECONDS = 2.0
-MAX_ATTEMPTS = 3  # that end with the end of the process
+MAX_ATTEMPTS = 3  # that end with the end of the process, this one or the model's
 
 _OUTCOME = pydantic.TypeAdapter(Outcome)
+_ENHANCEMENT = pydantic.TypeAdapter(Enhancement)
 
 
 class Batches:
@@ -143,12 +147,14 @@ class Batches:
         except UnavailableError:
             return 1
 
-    def _may_begin(self) -> bool:
-        """Whether a slot of the default model is free, and nobody waits for one. What runs makes way by itself."""
+    def _may_begin(self, settings: str) -> bool:
+        """Whether the model that they name has a free slot that nobody waits for. What runs makes way by itself."""
         try:
-            engine = self._service.adapter
-        except UnavailableError:
-            return self._service.phase == "ready"  # it was idle, and an item may load it again
+            engine = self._service.pool.engine(self._service.key_of(_model_of(settings)))
+        except WhisperlibError:
+            return True  # it is not served any more, as the item will say
+        if engine is None:
+            return self._service.phase == "ready"  # an item may load it
         work = engine.workload()
         return work.waiting == 0 and work.running < engine.config.concurrency
 
@@ -156,10 +162,14 @@ class Batches:
         log.REQUEST_ID.set(f"{item.batch_id}/{item.index}")
         with self._app.app_context():
             try:
-                outcome = self._transcribe(item, cancel, progress)
-                result, text = outcome.result, encode(outcome)
+                outcome = self._saved(item) or self._transcribe(item, cancel, progress)
+                text = encode(outcome)
+                enhancement = self._clean_up(item, outcome, text, cancel)
             except (BatchStoreError, BusyError, ClosedError, TranscriptionCancelled) as error:
                 return Postponed(getattr(error, "retry_after_seconds", RETRY_SECONDS))
+            except EngineCrashedError as error:
+                logger.warning("an item of a batch is tried again later, alone: %s", error)
+                return Crashed()
             except Exception as error:
                 problem = problem_of(error)
                 ours = problem.status >= 500
@@ -167,16 +177,21 @@ class Batches:
                 logger.log(level, "an item of a batch failed: %s", problem.message, exc_info=error if ours else None)
                 transient = isinstance(error, OutOfMemoryError) or (isinstance(error, FetchError) and error.transient)
                 return Failed(json.dumps(problem.body()["error"]), transient=transient)
-            metrics.observe(result, outcome.fetch_seconds)
-            seconds = outcome.total_seconds
-            logger.info("an item of a batch is done: %.1f s of audio in %.1f s", result.duration, seconds)
-            return Finished(text, result.duration)
+            duration, seconds = outcome.result.duration, outcome.total_seconds
+            logger.info("an item of a batch is done: %.1f s of audio in %.1f s", duration, seconds)
+            return Finished(text, duration, enhancement)
+
+    def _saved(self, item: Item) -> Outcome | None:
+        """Return what is there from before an interrupted clean-up, unless another version of whisperlib wrote it."""
+        with suppress(ValueError):
+            return decode(item.result) if item.result else None
+        return None
 
     def _transcribe(self, item: Item, cancel: CancelToken, progress: ProgressCallback) -> Outcome:
         if item.attempts > MAX_ATTEMPTS:
             raise EngineError(
-                f"the server's process ended {MAX_ATTEMPTS} times while this item ran, which may be its audio's doing: "
-                "it is not tried again"
+                f"the process that had the model ended {MAX_ATTEMPTS} times while this item ran, which may be its "
+                "audio's doing: it is not tried again"
             )
         started = time.monotonic()
         options = TranscribeOptions(**json.loads(item.options)).replace(
@@ -184,11 +199,26 @@ class Batches:
         )
         with self._opened(item, cancel) as file:
             fetch_seconds = time.monotonic() - started if item.url else 0.0
-            with self._service.lease(json.loads(item.settings)["model"], cancel=cancel) as engine:
+            with self._service.lease(_model_of(item.settings), cancel=cancel) as engine:
                 result = engine.transcribe(file, options)
                 if not result.complete and (cancel.cancelled or engine.closed):  # what a deadline left is a result
                     raise TranscriptionCancelled("stopped before its end", result)
+        metrics.observe(result, fetch_seconds)
         return Outcome(result, fetch_seconds, time.monotonic() - started)
+
+    def _clean_up(self, item: Item, outcome: Outcome, text: str, cancel: CancelToken) -> str | None:
+        """Clean an item's text up as it asks; whatever comes of that, its transcript, `text`, stays."""
+        mode = enhancing.chosen(cast("Mode | None", item.enhance))
+        if mode == "never":
+            return None
+        with suppress(BatchStoreError):  # it is a copy, for the case that this server ends before the clean-up does
+            self.queue.save(item, text)
+        timeout_seconds = json.loads(item.options).get("timeout_seconds")
+        left = timeout_seconds and max(timeout_seconds - outcome.total_seconds, 0.0)
+        enhancement = enhancing.clean_up(outcome.result, mode, cancel, left)
+        if cancel.cancelled:
+            raise TranscriptionCancelled("stopped during the clean-up", outcome.result)
+        return _ENHANCEMENT.dump_json(enhancement).decode()
 
     @contextmanager
     def _opened(self, item: Item, cancel: CancelToken) -> Iterator[BinaryIO]:
@@ -208,6 +238,16 @@ class Batches:
     def _count(self, state: ItemState) -> None:
         with self._app.app_context():
             metrics.current().batch_items.labels(state).inc()
+
+
+def _model_of(settings: str) -> str | None:
+    model: str | None = json.loads(settings)["model"]
+    return model
+
+
+def decode_enhancement(text: str | None) -> Enhancement | None:
+    """Read a clean-up, if there was one. Raises ValueError where another version of whisperlib wrote it."""
+    return None if text is None else _ENHANCEMENT.validate_json(text)
 
 
 def encode(outcome: Outcome) -> str:

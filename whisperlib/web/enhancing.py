@@ -39,7 +39,7 @@ EnhancementEvent: TypeAlias = Delta | KeepAlive | Enhancement
 
 def plan(admission: Admission, asked: Mode | None, timeout_seconds: float | None = None) -> CleanUp | None:
     """Say what will be done to the text of a request that is inside; None for nothing at all. Else as `prepare`."""
-    mode = asked or ("never" if current_app.extensions[ENHANCER] is None else "auto")
+    mode = chosen(asked)
     return None if mode == "never" else prepare(admission, mode, timeout_seconds)
 
 
@@ -48,12 +48,47 @@ def prepare(admission: Admission, mode: Mode, timeout_seconds: float | None = No
 
     Raises ApiError where a clean-up must be and cannot.
     """
-    enhancer: Enhancer | None = current_app.extensions[ENHANCER]
-    if mode == "always" and enhancer is None:
-        message = "enhance = 'always': this server has no language model, which WHISPER_LLM_BASE_URL would name"
-        raise ApiError(400, message, code="invalid_option", param="enhance")
+    check(mode)
     longest = min(timeout_seconds or math.inf, admission.settings.request_timeout_seconds)
-    return CleanUp(mode, enhancer, admission, longest)
+    return CleanUp(mode, _language_model(), admission, longest)
+
+
+def chosen(asked: Mode | None) -> Mode:
+    """Return what is asked for, or what this server does where nothing is."""
+    return asked or ("never" if _language_model() is None else "auto")
+
+
+def check(asked: Mode | None, param: str = "enhance") -> None:
+    """Raise ApiError where a clean-up must be and cannot; `param` is the field that says so."""
+    if asked == "always" and _language_model() is None:
+        message = f"{param} = 'always': this server has no language model, which WHISPER_LLM_BASE_URL would name"
+        raise ApiError(400, message, code="invalid_option", param=param)
+
+
+def clean_up(result: Transcription, mode: Mode, cancel: CancelToken, seconds: float | None = None) -> Enhancement:
+    """Clean a result's text up, within `seconds`, and count it."""
+    enhancement = _enhancer(_language_model(), mode, result).enhance(*_job(result, cancel, seconds))
+    metrics.enhanced(enhancement)
+    return enhancement
+
+
+def _language_model() -> Enhancer | None:
+    enhancer: Enhancer | None = current_app.extensions[ENHANCER]
+    return enhancer
+
+
+def _enhancer(enhancer: Enhancer | None, mode: Mode, result: Transcription) -> Enhancer | _Skipping:
+    if enhancer is None:
+        return _Skipping("this server has no language model")
+    reason = why_not(mode, result.model)
+    return _Skipping(reason, enhancer.model.name) if reason else enhancer
+
+
+def _job(
+    result: Transcription, cancel: CancelToken, seconds: float | None
+) -> tuple[str, str | None, CancelToken, float | None]:
+    """Return what an enhancer is asked with."""
+    return result.text, "en" if result.task == "translate" else result.language, cancel, seconds
 
 
 def line(event: EnhancementEvent) -> str:
@@ -93,7 +128,8 @@ class CleanUp:
 
         Raises ApiError with status 499 where the client has gone meanwhile.
         """
-        enhancement = self._enhancer(result).enhance(*self._job(result, spent_seconds, self.admission.stop))
+        seconds = self._seconds_left(spent_seconds)
+        enhancement = _enhancer(self.enhancer, self.mode, result).enhance(*_job(result, self.admission.stop, seconds))
         self._record(enhancement)
         if self.admission.gone.cancelled:
             raise ApiError(CLIENT_CLOSED_REQUEST, "the client went away", code="client_gone")
@@ -148,23 +184,15 @@ class CleanUp:
     ) -> None:
         """Hand on what the language model gives, so that its reader can also say that it waits."""
         try:
-            for event in self._enhancer(result).stream(*self._job(result, spent_seconds, cancel)):
+            job = _job(result, cancel, self._seconds_left(spent_seconds))
+            for event in _enhancer(self.enhancer, self.mode, result).stream(*job):
                 happened.put(event)
         except BaseException as error:  # raised in the reader's thread
             happened.put(error)
 
-    def _enhancer(self, result: Transcription) -> Enhancer | _Skipping:
-        if self.enhancer is None:
-            return _Skipping("this server has no language model")
-        reason = why_not(self.mode, result.model)
-        return _Skipping(reason, self.enhancer.model.name) if reason else self.enhancer
-
-    def _job(
-        self, result: Transcription, spent_seconds: float, cancel: CancelToken
-    ) -> tuple[str, str | None, CancelToken, float]:
-        """Return what the enhancer is asked with; the request's own deadline counts for the clean-up, too."""
-        language = "en" if result.task == "translate" else result.language
-        return result.text, language, cancel, max(self.timeout_seconds - spent_seconds, 0.0)
+    def _seconds_left(self, spent_seconds: float) -> float:
+        """The request's own deadline counts for the clean-up, too."""
+        return max(self.timeout_seconds - spent_seconds, 0.0)
 
     def _record(self, enhancement: Enhancement) -> None:
         self.admission.record.update(enhancement=enhancement.status, enhance_seconds=enhancement.seconds)

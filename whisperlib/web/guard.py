@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import socket
 
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 from pydantic import SecretStr
 
 from whisperlib.errors import OptionError
@@ -22,6 +22,7 @@ OPEN_ENDPOINTS = (
     *("docs.page", "docs.document", "docs.asset"),
 )
 ADMIN = "admin"  # the blueprint whose calls need a key of their own
+ADMINS_TOO = tuple(f"batches.{name}" for name in ("tell_all", "tell", "tell_results", "cancel", "forget"))  # take both
 PREFLIGHT_SECONDS = 3600
 
 
@@ -40,6 +41,15 @@ def is_open(settings: Settings) -> bool:
 def is_admin(endpoint: str | None) -> bool:
     """Whether a call is one of those that load and unload models."""
     return (endpoint or "").startswith(f"{ADMIN}.")
+
+
+def sender() -> str | None:
+    """Tell whose key the request bears, by its SHA-256 in hex; None where all that is anybody's is the client's, too.
+
+    So it is where no key is needed, and with an admin key.
+    """
+    found: str | None = g.get("sender")
+    return found
 
 
 def check_exposure(settings: Settings) -> None:
@@ -82,20 +92,27 @@ def _check_key() -> None:
             raise ApiError(403, message, code="admin_disabled")
         _require(settings.admin_keys)
     elif not (is_open(settings) or request.endpoint in OPEN_ENDPOINTS):
-        _require(settings.api_keys)
+        admins = settings.admin_keys if request.endpoint in ADMINS_TOO else ()
+        digest = _require((*settings.api_keys, *admins))
+        g.sender = None if _is_one_of(digest, admins) else digest.hex()
 
 
-def _require(expected: tuple[SecretStr, ...]) -> None:
-    """Raise ApiError where the request bears none of these keys."""
+def _require(expected: tuple[SecretStr, ...]) -> bytes:
+    """Return the SHA-256 of the key that the request bears. Raises ApiError where it is none of these."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     key = given.strip() if scheme.lower() == "bearer" else request.headers.get("x-api-key", "")
     if not key:
         raise ApiError(401, "no API key: send it as `Authorization: Bearer KEY`", code="missing_api_key")
-    # Every key is compared, in a time that tells nothing of where they differ.
     digest = _digest(key.encode("latin-1", "replace"))  # WSGI's way to hand over a header's bytes
-    keys = [one.get_secret_value().encode("utf-8", "surrogateescape") for one in expected]
-    if not sum(hmac.compare_digest(digest, _digest(one)) for one in keys):
+    if not _is_one_of(digest, expected):
         raise ApiError(401, "incorrect API key", code="invalid_api_key")
+    return digest
+
+
+def _is_one_of(digest: bytes, keys: tuple[SecretStr, ...]) -> bool:
+    """Compare every key, in a time that tells nothing of where they differ."""
+    given = [one.get_secret_value().encode("utf-8", "surrogateescape") for one in keys]
+    return bool(sum(hmac.compare_digest(digest, _digest(one)) for one in given))
 
 
 def _digest(key: bytes) -> bytes:

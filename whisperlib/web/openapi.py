@@ -102,6 +102,8 @@ def document(app: Flask) -> dict[str, Any]:
             operation["security"] = []
         elif guard.is_admin(rule.endpoint):
             operation["security"] = [{"admin_key": []}] if service.settings.admin_keys else []
+        elif rule.endpoint in guard.ADMINS_TOO and "security" in spec.options and service.settings.admin_keys:
+            operation["security"] = [{"key": []}, {"admin_key": []}]
         path = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule)
         operation["parameters"] += [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any, get_type_hints
 
+import pydantic
 from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel
 
-from whisperlib.pool import State
+from whisperlib.pool import ModelPool, ModelStatus
 from whisperlib.web import guard
 from whisperlib.web.openapi import describe
 from whisperlib.web.service import Service, current_service
@@ -15,24 +18,8 @@ from whisperlib.web.service import Service, current_service
 routes = Blueprint(guard.ADMIN, __name__, url_prefix="/admin")
 
 
-class AdminModel(BaseModel):
-    """A model that is served.
-
-    `state` is `unloaded`, `loading`, `ready`, `unloading` or `failed`, and `reason` says why it failed. `size_bytes` is
-    the memory that it takes if it was `measured`, else the size of its file. `leases` are the requests that use it.
-    `idle_seconds` have passed since its last use, and in `expires_in_seconds` it is unloaded; null where it is not
-    loaded, is in use, or stays.
-    """
-
-    name: str
-    state: State
-    reason: str | None
-    size_bytes: int | None
-    measured: bool
-    leases: int
-    pinned: bool
-    idle_seconds: float | None
-    expires_in_seconds: float | None
+_FIELDS: dict[str, Any] = {name: (kind, ...) for name, kind in get_type_hints(ModelStatus).items()}
+AdminModel = pydantic.create_model("AdminModel", __doc__=ModelStatus.__doc__, **_FIELDS)
 
 
 class AdminModels(BaseModel):
@@ -48,23 +35,18 @@ class AdminModels(BaseModel):
 def models() -> Response:
     """Tell of every model that is served."""
     service = current_service()
-    told = AdminModels(
+    return jsonify(
         models=[_told(service, service.key_of(name)) for name in service.served()],
         size_bytes=sum(service.pool.loaded().values()),
         memory_budget_bytes=service.pool.budget_bytes,
     )
-    return jsonify(told.model_dump())
 
 
 @routes.post("/models/<name>/load")
 @describe(tag="Admin", answers={200: {"application/json": AdminModel}})
 def load(name: str) -> Response:
     """Load a model, unless it is loaded."""
-    service = current_service()
-    with service.admitted() as token:
-        key = service.key_of(name)
-        service.pool.load(key, max_wait_seconds=service.settings.max_wait_seconds, cancel=token)
-        return jsonify(_told(service, key).model_dump())
+    return _changed(name, ModelPool.load)
 
 
 @routes.post("/models/<name>/unload")
@@ -74,11 +56,7 @@ def unload(name: str) -> Response:
 
     Where that takes longer than a request may wait the answer says `unloading`, and it is unloaded later.
     """
-    service = current_service()
-    with service.admitted() as token:
-        key = service.key_of(name)
-        service.pool.unload(key, max_wait_seconds=service.settings.max_wait_seconds, cancel=token)
-        return jsonify(_told(service, key).model_dump())
+    return _changed(name, ModelPool.unload)
 
 
 @routes.post("/models/<name>/reload")
@@ -88,15 +66,19 @@ def reload(name: str) -> Response:
 
     Where there is memory for both, requests take the old one until the new one is there; else they wait.
     """
+    return _changed(name, ModelPool.reload)
+
+
+def _changed(name: str, change: Callable[..., object]) -> Response:
+    """Have the pool change what is in memory of a model, and tell of it."""
     service = current_service()
     with service.admitted() as token:
         key = service.key_of(name)
-        service.pool.reload(key, max_wait_seconds=service.settings.max_wait_seconds, cancel=token)
-        return jsonify(_told(service, key).model_dump())
+        change(service.pool, key, max_wait_seconds=service.settings.max_wait_seconds, cancel=token)
+        return jsonify(_told(service, key))
 
 
-def _told(service: Service, key: str) -> AdminModel:
-    status = asdict(service.pool.status(key))
-    for field in ("idle_seconds", "expires_in_seconds"):
-        status[field] = status[field] and round(status[field], 1)
-    return AdminModel(**{**status, "name": service.name_of(key)})
+def _told(service: Service, key: str) -> dict[str, Any]:
+    """Return what is known of a model in the form of `AdminModel`, ready for JSON."""
+    told = asdict(replace(service.pool.status(key), name=service.name_of(key)))
+    return {name: round(value, 1) if isinstance(value, float) else value for name, value in told.items()}

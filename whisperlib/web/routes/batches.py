@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from whisperlib import formats
 from whisperlib.batches import MAX_ITEMS_AT_ONCE, BatchState, BatchStatus, ItemState, ItemStatus
-from whisperlib.web import batch_intake, batching, schemas
+from whisperlib.web import batch_intake, batching, guard, schemas
 from whisperlib.web.batch_intake import BatchForm, BatchRequest
 from whisperlib.web.errors import ApiError, Problem
 from whisperlib.web.openapi import ErrorDetail, describe
@@ -122,7 +122,7 @@ def add() -> Response:
     service, found = current_service(), batching.current()
     with service.admitted(), batch_intake.asked(service.settings.batch_max_items) as asked:
         found.check_model(asked.model)
-        with asked.kept(found.queue) as batch:
+        with asked.kept(found.queue, guard.sender()) as batch:
             batch_id, new = found.queue.add(batch)
         if not new:
             found.queue.discard([item.upload for item in batch.items if item.upload])
@@ -136,11 +136,11 @@ def add() -> Response:
 @routes.get("/batches")
 @describe(tag="Batches", parameters=BatchesPage, answers={200: {"application/json": BatchList}})
 def tell_all() -> Response:
-    """Tell of all batches, the newest first."""
+    """Tell of all batches of your key, the newest first."""
     page = _query(BatchesPage)
     if page.after is not None:
         _known(page.after)
-    found = batching.current().queue.batches(page.after, page.limit + 1)
+    found = batching.current().queue.batches(page.after, page.limit + 1, guard.sender())
     more = len(found) > page.limit
     told = [_batch(one) for one in found[: page.limit]]
     return jsonify({"batches": told, "next_after": told[-1]["id"] if more else None})
@@ -188,6 +188,7 @@ def cancel(batch_id: str) -> Response:
 def forget(batch_id: str) -> Response:
     """Forget a batch: its audio and its results are deleted, and what is left of it does not run."""
     found = batching.current()
+    _known(batch_id)
     if not found.queue.forget(batch_id):
         raise _not_found(batch_id)
     found.drop_cancelled()
@@ -195,8 +196,8 @@ def forget(batch_id: str) -> Response:
 
 
 def _known(batch_id: str) -> BatchStatus:
-    status = batching.current().queue.status(batch_id)
-    if status is None:
+    status, sender = batching.current().queue.status(batch_id), guard.sender()
+    if status is None or (sender and status.sender not in {None, sender}):
         raise _not_found(batch_id)
     return status
 
@@ -270,7 +271,9 @@ def _result(item: ItemStatus, result: str, response_format: Format) -> dict[str,
     outcome = batching.decode(result)
     if response_format in {"json", "verbose_json"}:
         words = bool(json.loads(item.options).get("word_timestamps"))
-        return schemas.answer(outcome, verbose=response_format == "verbose_json", words=words)
+        enhancement = batching.decode_enhancement(item.enhancement)
+        verbose = response_format == "verbose_json"
+        return schemas.answer(outcome, verbose=verbose, words=words, enhancement=enhancement)
     return formats.render(outcome.result, response_format)
 
 

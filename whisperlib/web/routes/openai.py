@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from flask import Blueprint, Response, jsonify
 from pydantic import BaseModel, Field, RootModel
 
 from whisperlib import formats
+from whisperlib.enhance import MODES, Enhancement, Mode
 from whisperlib.options import MAX_PROMPT_CHARACTERS, Profile, TranscribeOptions, VadOptions
 from whisperlib.results import Segment, Task
-from whisperlib.web import form, running, schemas, stream, text
+from whisperlib.web import enhancing, form, running, schemas, stream, text
 from whisperlib.web.openapi import describe
 from whisperlib.web.running import Event, Outcome
 from whisperlib.web.service import OPENAI_ALIAS, current_service
@@ -21,6 +22,7 @@ routes = Blueprint("openai", __name__, url_prefix="/v1")
 
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 FORMATS = get_args(Format)
+JSON_FORMATS: tuple[Format, ...] = ("json", "verbose_json")
 # The names that clients know our options by.
 FIELDS = {
     "profile": "profile",
@@ -64,6 +66,7 @@ class TranscriptionForm(TranslationForm):
         [], alias="languages[]", description="One language is taken; of several it is detected."
     )
     include: list[str] = Field([], alias="include[]", description="`logprobs`: those of all tokens, with json.")
+    enhance: Mode = Field("never", description="Not OpenAI's: clean the text up by a language model; not in a stream.")
 
 
 class Usage(BaseModel):
@@ -82,10 +85,11 @@ class Logprob(BaseModel):
 
 
 class TranscriptionBase(BaseModel):
-    """What every answer in JSON has."""
+    """What every answer in JSON has; `enhancement` if it was asked for."""
 
     text: str
     usage: Usage
+    enhancement: schemas.CleanUp | None = None
 
 
 class TranscriptionJson(TranscriptionBase):
@@ -145,10 +149,14 @@ def transcriptions() -> Response:
         streamed = form.flag("stream")
         if streamed and response_format not in {"json", "text"}:
             raise form.bad("response_format", response_format, "a stream is json, or text")
+        mode = _enhance(streamed=bool(streamed))
+        clean_up = enhancing.plan(admission, mode) if response_format in JSON_FORMATS else None
         admission.use(form.text("model"))
         if streamed:
             return _stream(running.stream(audio, options), with_logprobs=with_logprobs)
-        return _answer(running.transcribe(audio, options), response_format, granularities, with_logprobs=with_logprobs)
+        outcome = running.transcribe(audio, options)
+        enhancement = clean_up.run(outcome.result, outcome.total_seconds) if clean_up else None
+        return _answer(outcome, response_format, granularities, with_logprobs=with_logprobs, enhancement=enhancement)
 
 
 @routes.post("/audio/translations")
@@ -214,6 +222,13 @@ def _includes_logprobs(response_format: str) -> bool:
     return True
 
 
+def _enhance(*, streamed: bool) -> Mode:
+    asked = cast(Mode, form.choice("enhance", MODES))
+    if streamed and asked != "never":
+        raise form.bad("enhance", asked, "a stream is not cleaned up: leave one of them out")
+    return asked
+
+
 def _options(task: Task, *, with_words: bool) -> TranscribeOptions:
     form.log_unknown(TranscriptionForm.model_fields)
     keywords = ", ".join(word for keyword in form.texts("keywords") if (word := keyword.strip()))
@@ -263,13 +278,19 @@ def _vad() -> VadOptions | None:
 
 
 def _answer(
-    outcome: Outcome, response_format: str, granularities: tuple[str, ...], *, with_logprobs: bool = False
+    outcome: Outcome,
+    response_format: str,
+    granularities: tuple[str, ...],
+    *,
+    with_logprobs: bool = False,
+    enhancement: Enhancement | None = None,
 ) -> Response:
     result = outcome.result
-    if response_format not in {"json", "verbose_json"}:
+    if response_format not in JSON_FORMATS:
         return text.respond(result, response_format)
     told = formats.to_dict(result, response_format == "verbose_json", granularities)
-    return jsonify({**told, **_logprobs(result.segments, told=with_logprobs), "usage": _usage(outcome)})
+    told |= {**_logprobs(result.segments, told=with_logprobs), "usage": _usage(outcome)}
+    return jsonify(told | {"enhancement": schemas.clean_up(enhancement)} if enhancement else told)
 
 
 def _logprobs(segments: Iterable[Segment], *, told: bool) -> dict[str, Any]:
