@@ -225,8 +225,7 @@ class WhisperLibraryAdapter:
         `max_wait_seconds`; TranscriptionCancelled or DeadlineExceeded, with the finished part in `partial`, unless
         `on_interrupt="partial"` asks for it as the result.
         """
-        request = self._request(source, resolve_options(options, overrides))
-        return self._transcribe(request).result()
+        return self.start(source, resolve_options(options, overrides)).result()
 
     def stream(
         self, source: AudioSource | Decoded, options: TranscribeOptions | None = None, **overrides: Any
@@ -236,16 +235,31 @@ class WhisperLibraryAdapter:
         The audio is read, and the request queued, before this returns; a slow reader holds nothing up.
         """
         segments: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()
-        request = self._request(source, resolve_options(options, overrides), on_segment=segments.put)
-        return TranscriptionStream(self._transcribe(request), segments)
+        return TranscriptionStream(self.start(source, resolve_options(options, overrides), segments.put), segments)
 
     def detect_language(
         self, source: AudioSource | Decoded, options: TranscribeOptions | None = None, **overrides: Any
     ) -> LanguageGuess:
         """Tell the language of the first 30 s of speech. Raises AudioError where there is no speech."""
-        request = self._request(source, resolve_options(options, overrides))
+        return self.start_detection(source, resolve_options(options, overrides)).result()
+
+    def start(
+        self,
+        source: AudioSource | Decoded,
+        options: TranscribeOptions,
+        on_segment: Callable[[Segment], None] | None = None,
+    ) -> Job[Transcription]:
+        """Queue what `transcribe` waits for. `on_segment`, and what waits for the future, are called in engine threads.
+
+        The engine tidies up behind them.
+        """
+        return self._transcribe(self._request(source, options, on_segment))
+
+    def start_detection(self, source: AudioSource | Decoded, options: TranscribeOptions) -> Job[LanguageGuess]:
+        """Queue what `detect_language` waits for, as `start` does."""
+        request = self._request(source, options)
         future = self._submit(request, request.detect_language, request.options.max_wait_seconds)
-        return Job(future, request.interrupt, _raise).result()
+        return Job(future, request.interrupt, _raise)
 
     def workload(self) -> Workload:
         """Tell what runs and waits here, and how long a short request would wait now."""

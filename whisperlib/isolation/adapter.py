@@ -13,14 +13,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
-from whisperlib import audio
 from whisperlib.adapter import ModelConfig
-from whisperlib.audio import Decoded, Source
+from whisperlib.audio import Source
 from whisperlib.cache import Stats
 from whisperlib.errors import ClosedError, ForkedProcessError, InterruptedTranscription, OptionError
 from whisperlib.interrupt import Interrupt
 from whisperlib.isolation.call import Call
-from whisperlib.isolation.channel import shared
+from whisperlib.isolation.channel import SharedAudio, shared
 from whisperlib.isolation.messages import Ask, Done, Failed, Kind, Load
 from whisperlib.isolation.process import EngineProcess
 from whisperlib.isolation.supervisor import Supervisor
@@ -131,9 +130,8 @@ class IsolatedAdapter:
     ) -> tuple[Call, Interrupt]:
         """Decode, and hand the request to the process."""
         self._check_usable()
-        decoded = audio.decode(source, max_seconds=self.settings.max_audio_seconds)
-        interrupt = Interrupt(options, self._supervisor.closing, decoded.started)
-        with shared(decoded.samples) as file:
+        with shared(source, self.settings.max_audio_seconds) as decoded:
+            interrupt = Interrupt(options, self._supervisor.closing, decoded.started)
             call = Call(on_segment, options.progress, interrupt.abandon)
             try:
                 process = self._supervisor.ready(interrupt, options.max_wait_seconds)
@@ -148,7 +146,7 @@ class IsolatedAdapter:
                 started=decoded.started,
                 decode_seconds=decoded.seconds,
             )
-            number = process.ask(call, ask, file)
+            number = process.ask(call, ask, decoded.file)
         stopping = ExitStack()
         stopping.enter_context(interrupt.calling(partial(self._cancel, process, number)))
         call.future.add_done_callback(lambda _: stopping.close())
@@ -167,7 +165,9 @@ class IsolatedAdapter:
         if self.closed:
             raise ClosedError("the adapter was closed")
 
-    def _unbegun(self, kind: Kind, options: TranscribeOptions, decoded: Decoded, error: BaseException) -> Done | Failed:
+    def _unbegun(
+        self, kind: Kind, options: TranscribeOptions, decoded: SharedAudio, error: BaseException
+    ) -> Done | Failed:
         """Tell how a request ends that no process had."""
         if not isinstance(error, InterruptedTranscription) or kind == "detect_language":
             return Failed(0, error)
@@ -175,7 +175,7 @@ class IsolatedAdapter:
             text="",
             segments=(),
             language=options.language,
-            duration=len(decoded.samples) / SAMPLE_RATE,
+            duration=decoded.n_samples / SAMPLE_RATE,
             task=options.task,
             model=self.config.model,
             timings=Timings(decode=decoded.seconds),

@@ -8,13 +8,13 @@ import logging
 import os
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from whisperlib import binding
 from whisperlib.adapter import WhisperLibraryAdapter
@@ -37,8 +37,9 @@ from whisperlib.isolation.messages import (
     Queued,
     Settled,
 )
+from whisperlib.job import Job
 from whisperlib.options import CancelToken
-from whisperlib.results import LanguageGuess, Transcription
+from whisperlib.results import LanguageGuess, Segment, Transcription
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class _Host:
         try:
             self._adapter = WhisperLibraryAdapter(order.model, settings=order.settings)
         except BaseException as error:
-            self._fail(LOADING, error)
+            self._channel.send(_failed(LOADING, error))
             os._exit(1)
         gc.freeze()  # what is there now stays: to collect what a request left takes no time
         config = replace(self._adapter.config, isolation="process")
@@ -123,29 +124,41 @@ class _Host:
         _CALL.set(order.call)
         stopped = True
         try:
-            result = self._work(order, Decoded(mapped(file), order.started, order.decode_seconds), cancel)
+            job = self._begin(order, Decoded(mapped(file), order.started, order.decode_seconds), cancel)
+            if order.kind == "stream":
+                self._channel.send(Queued(order.call, job.cache))
+            # In the engine's thread, before it tidies up: what waits for this thread waits for that, too.
+            job.future.add_done_callback(partial(self._tell_end, order.call))
+            result = job.result()
         except BaseException as error:
-            self._fail(order.call, error)
+            self._end(_failed(order.call, error))
         else:
-            self._channel.send(Done(order.call, result))
+            self._end(Done(order.call, result))
             stopped = isinstance(result, Transcription) and not result.complete
-        finally:
-            del self._cancels[order.call]
         if stopped:
             gc.collect()  # an error has the frames that it passed, and these the audio, which may be large
 
-    def _work(self, order: Ask, audio: Decoded, cancel: CancelToken) -> Transcription | LanguageGuess:
+    def _begin(self, order: Ask, audio: Decoded, cancel: CancelToken) -> Job[Transcription] | Job[LanguageGuess]:
         progress = partial(self._report, order.call) if order.progress else None
-        options = order.options.replace(cancel=cancel, progress=progress)
+        options = order.options.model_copy(update={"cancel": cancel, "progress": progress})
         if order.kind == "detect_language":
-            return self._engine.detect_language(audio, options)
-        if order.kind == "transcribe":
-            return self._engine.transcribe(audio, options)
-        with self._engine.stream(audio, options) as stream:
-            self._channel.send(Queued(order.call, stream.cache))
-            for segment in stream:
-                self._channel.send(Settled(order.call, segment))
-            return stream.result
+            return self._engine.start_detection(audio, options)
+        on_segment = partial(self._give_out, order.call) if order.kind == "stream" else None
+        return self._engine.start(audio, options, on_segment)
+
+    def _tell_end(self, call: int, future: Future[Any]) -> None:
+        if future.cancelled():
+            return  # while it was queued: what becomes of it is the job's to say
+        error = future.exception()
+        self._end(_failed(call, error) if error else Done(call, future.result()))
+
+    def _end(self, report: Done | Failed) -> None:
+        """Tell how a request has ended, once."""
+        if self._cancels.pop(report.call, None):
+            self._channel.send(report)
+
+    def _give_out(self, call: int, segment: Segment) -> None:
+        self._channel.send(Settled(call, segment))
 
     def _report(self, call: int, fraction: float) -> None:
         self._channel.send(Progressed(call, fraction))
@@ -155,16 +168,17 @@ class _Host:
             return self._engine.workload()
         return self._engine.cache and self._engine.cache.stats()
 
-    def _fail(self, call: int, error: BaseException) -> None:
-        """Say what was raised, if the other process is sure to know its class."""
-        if not isinstance(error, WhisperlibError):
-            logger.error("an error that was not foreseen: %s", error, exc_info=error)
-            if type(error).__module__ != "builtins":
-                error = EngineError(f"{type(error).__name__}: {error}")
-        self._channel.send(Failed(call, error))
-
     def _close(self) -> None:
         if self._adapter:
             self._adapter.close()
             self._calls.shutdown()  # each has told how it ended
         os._exit(0)
+
+
+def _failed(call: int, error: BaseException) -> Failed:
+    """Say what was raised, if the other process is sure to know its class."""
+    if not isinstance(error, WhisperlibError):
+        logger.error("an error that was not foreseen: %s", error, exc_info=error)
+        if type(error).__module__ != "builtins":
+            error = EngineError(f"{type(error).__name__}: {error}")
+    return Failed(call, error)
