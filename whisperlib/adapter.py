@@ -241,7 +241,9 @@ class WhisperLibraryAdapter:
         self, source: AudioSource | Decoded, options: TranscribeOptions | None = None, **overrides: Any
     ) -> LanguageGuess:
         """Tell the language of the first 30 s of speech. Raises AudioError where there is no speech."""
-        return self.start_detection(source, resolve_options(options, overrides)).result()
+        request = self._request(source, resolve_options(options, overrides))
+        future = self._submit(request, request.detect_language, request.options.max_wait_seconds)
+        return Job(future, request.interrupt, _raise).result()
 
     def start(
         self,
@@ -249,17 +251,8 @@ class WhisperLibraryAdapter:
         options: TranscribeOptions,
         on_segment: Callable[[Segment], None] | None = None,
     ) -> Job[Transcription]:
-        """Queue what `transcribe` waits for. `on_segment`, and what waits for the future, are called in engine threads.
-
-        The engine tidies up behind them.
-        """
+        """Queue what `transcribe` waits for; `on_segment` is called in an engine thread, which waits for it."""
         return self._transcribe(self._request(source, options, on_segment))
-
-    def start_detection(self, source: AudioSource | Decoded, options: TranscribeOptions) -> Job[LanguageGuess]:
-        """Queue what `detect_language` waits for, as `start` does."""
-        request = self._request(source, options)
-        future = self._submit(request, request.detect_language, request.options.max_wait_seconds)
-        return Job(future, request.interrupt, _raise)
 
     def workload(self) -> Workload:
         """Tell what runs and waits here, and how long a short request would wait now."""
@@ -322,9 +315,10 @@ class WhisperLibraryAdapter:
             )
         if options.task == "translate" and not self._context.is_multilingual:
             raise OptionError(f"task = 'translate': {self._context.path.name} knows English only")
-        most = max(self._threads, system.cpu_allowance().cores)
-        if options.threads is not None and options.threads > most:
-            raise OptionError(f"threads = {options.threads}: give at most {most}, what this process may use")
+        if options.threads is not None and options.threads > self._threads:
+            most = max(self._threads, system.cpu_allowance().cores)
+            if options.threads > most:
+                raise OptionError(f"threads = {options.threads}: give at most {most}, what this process may use")
 
     def _transcribe(self, request: Request) -> Job[Transcription]:
         longest_wait = request.options.max_wait_seconds

@@ -102,6 +102,7 @@ def load_into(file: BinaryIO, source: Source, *, max_seconds: float | None = DEF
     if not isinstance(source, np.ndarray):
         _from_file(source, max_seconds, file)
     elif (samples := _from_array(source, SAMPLE_RATE, max_seconds, file)) is not None:
+        _clear(file)
         file.write(samples.data)
 
 
@@ -231,13 +232,17 @@ def _scaled(blocks: Iterator[Block]) -> Iterator[Block]:
 
 
 def _collect(blocks: Iterator[Block], name: str, max_seconds: float | None, into: BinaryIO) -> None:
-    into.seek(0)
-    into.truncate()  # what a decoder that failed half-way had made
+    _clear(into)  # of what a decoder that failed half-way had made
     collector = _Collector(max_seconds, into)
     for rate, frames in blocks:
         collector.add(rate, frames)
     if not collector.end():
         raise AudioDecodeError(f"{name} holds no samples")
+
+
+def _clear(file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
 
 
 class _Collector:

@@ -133,11 +133,6 @@ class IsolatedAdapter:
         with shared(source, self.settings.max_audio_seconds) as decoded:
             interrupt = Interrupt(options, self._supervisor.closing, decoded.started)
             call = Call(on_segment, options.progress, interrupt.abandon)
-            try:
-                process = self._supervisor.ready(interrupt, options.max_wait_seconds)
-            except BaseException as error:
-                call.take(self._unbegun(kind, options, decoded, error))
-                return call, interrupt
             ask = partial(
                 Ask,
                 kind=kind,
@@ -146,11 +141,24 @@ class IsolatedAdapter:
                 started=decoded.started,
                 decode_seconds=decoded.seconds,
             )
-            number = process.ask(call, ask, decoded.file)
+            try:
+                process, number = self._send(call, ask, decoded.file, interrupt, options.max_wait_seconds)
+            except BaseException as error:
+                call.take(self._unbegun(kind, options, decoded, error))
+                return call, interrupt
         stopping = ExitStack()
         stopping.enter_context(interrupt.calling(partial(self._cancel, process, number)))
         call.future.add_done_callback(lambda _: stopping.close())
         return call, interrupt
+
+    def _send(
+        self, call: Call, ask: Callable[[int], Ask], file: int, interrupt: Interrupt, max_wait_seconds: float | None
+    ) -> tuple[EngineProcess, int]:
+        """Send a request to the process, or to the next one where it has ended and nobody had noticed yet."""
+        process = self._supervisor.ready(interrupt, max_wait_seconds)
+        while (number := process.ask(call, ask, file)) is None:
+            process = self._supervisor.ready(interrupt, max_wait_seconds, ended=process)
+        return process, number
 
     def _cancel(self, process: EngineProcess, number: int) -> None:
         # A method: what runs keeps the adapter, whose process would else end when the caller drops it.

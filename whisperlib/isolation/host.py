@@ -8,13 +8,13 @@ import logging
 import os
 import signal
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from whisperlib import binding
 from whisperlib.adapter import WhisperLibraryAdapter
@@ -37,7 +37,6 @@ from whisperlib.isolation.messages import (
     Queued,
     Settled,
 )
-from whisperlib.job import Job
 from whisperlib.options import CancelToken
 from whisperlib.results import LanguageGuess, Segment, Transcription
 
@@ -114,7 +113,7 @@ class _Host:
         try:
             self._adapter = WhisperLibraryAdapter(order.model, settings=order.settings)
         except BaseException as error:
-            self._channel.send(_failed(LOADING, error))
+            self._fail(LOADING, error)
             os._exit(1)
         gc.freeze()  # what is there now stays: to collect what a request left takes no time
         config = replace(self._adapter.config, isolation="process")
@@ -124,38 +123,28 @@ class _Host:
         _CALL.set(order.call)
         stopped = True
         try:
-            job = self._begin(order, Decoded(mapped(file), order.started, order.decode_seconds), cancel)
-            if order.kind == "stream":
-                self._channel.send(Queued(order.call, job.cache))
-            # In the engine's thread, before it tidies up: what waits for this thread waits for that, too.
-            job.future.add_done_callback(partial(self._tell_end, order.call))
-            result = job.result()
+            result = self._work(order, Decoded(mapped(file), order.started, order.decode_seconds), cancel)
         except BaseException as error:
-            self._end(_failed(order.call, error))
+            self._fail(order.call, error)
         else:
-            self._end(Done(order.call, result))
             stopped = isinstance(result, Transcription) and not result.complete
+            if isinstance(result, Transcription):
+                result = replace(result, text="", segments=())  # which were sent as they were settled
+            self._channel.send(Done(order.call, result))
+        finally:
+            del self._cancels[order.call]
         if stopped:
             gc.collect()  # an error has the frames that it passed, and these the audio, which may be large
 
-    def _begin(self, order: Ask, audio: Decoded, cancel: CancelToken) -> Job[Transcription] | Job[LanguageGuess]:
+    def _work(self, order: Ask, audio: Decoded, cancel: CancelToken) -> Transcription | LanguageGuess:
         progress = partial(self._report, order.call) if order.progress else None
         options = order.options.model_copy(update={"cancel": cancel, "progress": progress})
         if order.kind == "detect_language":
-            return self._engine.start_detection(audio, options)
-        on_segment = partial(self._give_out, order.call) if order.kind == "stream" else None
-        return self._engine.start(audio, options, on_segment)
-
-    def _tell_end(self, call: int, future: Future[Any]) -> None:
-        if future.cancelled():
-            return  # while it was queued: what becomes of it is the job's to say
-        error = future.exception()
-        self._end(_failed(call, error) if error else Done(call, future.result()))
-
-    def _end(self, report: Done | Failed) -> None:
-        """Tell how a request has ended, once."""
-        if self._cancels.pop(report.call, None):
-            self._channel.send(report)
+            return self._engine.detect_language(audio, options)
+        job = self._engine.start(audio, options, partial(self._give_out, order.call))
+        if order.kind == "stream":
+            self._channel.send(Queued(order.call, job.cache))
+        return job.result()
 
     def _give_out(self, call: int, segment: Segment) -> None:
         self._channel.send(Settled(call, segment))
@@ -168,17 +157,16 @@ class _Host:
             return self._engine.workload()
         return self._engine.cache and self._engine.cache.stats()
 
+    def _fail(self, call: int, error: BaseException) -> None:
+        """Say what was raised, if the other process is sure to know its class."""
+        if not isinstance(error, WhisperlibError):
+            logger.error("an error that was not foreseen: %s", error, exc_info=error)
+            if type(error).__module__ != "builtins":
+                error = EngineError(f"{type(error).__name__}: {error}")
+        self._channel.send(Failed(call, error))
+
     def _close(self) -> None:
         if self._adapter:
             self._adapter.close()
             self._calls.shutdown()  # each has told how it ended
         os._exit(0)
-
-
-def _failed(call: int, error: BaseException) -> Failed:
-    """Say what was raised, if the other process is sure to know its class."""
-    if not isinstance(error, WhisperlibError):
-        logger.error("an error that was not foreseen: %s", error, exc_info=error)
-        if type(error).__module__ != "builtins":
-            error = EngineError(f"{type(error).__name__}: {error}")
-    return Failed(call, error)
