@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import soxr
 
-from whisperlib import WhisperLibraryAdapter, assets
+from whisperlib import assets
+from whisperlib.engine import Engine
 from whisperlib.pcm import SAMPLE_RATE, Samples
 
 CLIP, TEXT = "seen_010", assets.sample_text("seen_010.flac")
@@ -31,7 +32,7 @@ def pcm(samples: Samples, sample_rate: int = SAMPLE_RATE, channels: int = 1) -> 
 
 
 @contextmanager
-def all_slots_taken(adapter: WhisperLibraryAdapter) -> Iterator[None]:
+def all_slots_taken(adapter: Engine) -> Iterator[None]:
     """Hold every slot of an adapter: its requests stand still inside the engine, until the end."""
     go_on = threading.Event()
     standing = threading.Barrier(adapter.config.concurrency + 1)

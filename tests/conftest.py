@@ -51,6 +51,7 @@ def shared_models() -> Iterator[None]:
     """Shared adapters of a module's own: the micro model by default, two requests at a time, one thread each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "_slots", {})
+        patch.setattr(loader, "_isolated", {})
         patch.setattr(stt, "_instances", WeakValueDictionary())
         for name, value in {"MODEL_SIZE": "micro", "THREADS": "1", "CONCURRENCY": "2"}.items():
             patch.setenv(f"WHISPER_{name}", value)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ import jiwer
 import numpy as np
 import pytest
 
+from tests.web.running_server import wait_until
 from whisperlib import CancelToken, TranscribeOptions, WhisperLibraryAdapter, assets, system
 from whisperlib.adapter import _check_sharing
 from whisperlib.binding import VadContext
@@ -513,6 +516,20 @@ def test_two_adapters_share_a_process(adapter: WhisperLibraryAdapter, sample: Sa
     with WhisperLibraryAdapter("micro", threads=1, concurrency=1) as other:
         assert other.config.instance_id != adapter.config.instance_id
         assert other.transcribe(sample("seen_020")) == adapter.transcribe(sample("seen_020"))
+
+
+def test_audio_is_gone_with_its_request_and_not_when_the_collector_comes_by(
+    adapter: WhisperLibraryAdapter, sample: Sample
+) -> None:
+    samples = sample("seen_020").copy()
+    there = weakref.ref(samples)
+    gc.disable()
+    try:
+        adapter.transcribe(samples, word_timestamps=True)
+        del samples
+        wait_until(lambda: there() is None, "nothing refers to it")
+    finally:
+        gc.enable()
 
 
 def test_an_unknown_device_is_an_error() -> None:

@@ -637,3 +637,33 @@ def test_damaged_aac_that_claims_many_channels(tmp_path: Path) -> None:
             check(audio.load(bytes(broken)))
         except AudioError:
             continue
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        WAV,
+        TONE,
+        TONE[::2],
+        TONE.astype(np.float64),
+        ffmpeg(tone(rate=44_100), 44_100, "ipod", "aac"),
+        sndfile(tone(3), 16_000, "FLAC", "PCM_24")[:40_000],
+    ],
+    ids=["wav", "array", "strided", "converted", "m4a", "truncated"],
+)
+def test_samples_in_a_file_are_those_of_load(source: Any, tmp_path: Path) -> None:
+    expected = audio.load(source)
+    with (tmp_path / "samples").open("w+b") as file:
+        file.write(b"what was there before" * 100_000)
+        audio.load_into(file, source)
+        assert file.tell() == expected.nbytes
+        file.seek(0)
+        assert file.read() == expected.tobytes()
+
+
+def test_the_limit_holds_for_a_file_too(tmp_path: Path) -> None:
+    with (tmp_path / "samples").open("wb") as file:
+        with pytest.raises(AudioTooLongError):
+            audio.load_into(file, WAV, max_seconds=0.5)
+        with pytest.raises(OptionError):
+            audio.load_into(file, WAV, max_seconds=0)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.web.running_server import wait_until
+from whisperlib import scheduler
 from whisperlib.errors import ClosedError, EngineError, OverloadedError, TranscriptionCancelled
 from whisperlib.interrupt import Interrupt
 from whisperlib.options import CancelToken, TranscribeOptions
@@ -554,4 +556,39 @@ class TestEnd:
         first[0].set()
         assert idle.wait(PATIENCE_SECONDS)
         assert engine.log == ["a0", "b0"]
+        engine.scheduler.close()
+
+    def test_it_tidies_up_behind_who_comes_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scheduler, "LINGER_SECONDS", PATIENCE_SECONDS)
+        engine = Engine(slots=2)
+        threads: list[int] = []
+
+        def note(_turn: Turn) -> None:
+            engine.note("asked")
+            threads.append(threading.get_ident())
+
+        engine.scheduler._on_idle = lambda: engine.note("idle")
+        interrupt = Interrupt(TranscribeOptions(), engine.closing, time.monotonic())
+        for _ in range(3):
+            engine.scheduler.submit(note, interrupt, 1.0).result(PATIENCE_SECONDS)
+            wait_until(lambda: engine.scheduler._lingers, "it waits for who comes at once")
+            assert engine.scheduler.workload().running == 0
+        engine.scheduler.close()
+        assert engine.log == ["asked", "asked", "asked", "idle"]
+        assert len(set(threads)) == 1
+
+    def test_who_comes_while_it_tidies_up_waits_for_the_slot(self) -> None:
+        tidying, done = threading.Event(), threading.Event()
+
+        def tidy_up() -> None:
+            tidying.set()
+            assert done.wait(PATIENCE_SECONDS)
+
+        engine = Engine(on_idle=tidy_up)
+        engine.submit("a", 5, opened())
+        assert tidying.wait(PATIENCE_SECONDS)
+        late = engine.submit("b", 5, opened())
+        assert engine.scheduler.workload().waiting == 1
+        done.set()
+        assert late.result(PATIENCE_SECONDS) == "b"
         engine.scheduler.close()

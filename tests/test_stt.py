@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,16 @@ import pytest
 
 import whisperlib
 from tests.agent_audio import CLIP, TEXT, all_slots_taken, pcm, until
-from whisperlib import CancelToken, SttConfig, WhisperLibraryAdapter, assets, create_stt, system
+from whisperlib import (
+    CancelToken,
+    SttConfig,
+    TranscribeOptions,
+    WhisperLibraryAdapter,
+    assets,
+    create_stt,
+    loader,
+    system,
+)
 from whisperlib import stt as stt_module
 from whisperlib.errors import (
     AudioError,
@@ -25,7 +35,9 @@ from whisperlib.errors import (
     OverloadedError,
     TranscriptionCancelled,
 )
-from whisperlib.pcm import Samples
+from whisperlib.pcm import SAMPLE_RATE, Samples
+from whisperlib.settings import get_settings
+from whisperlib.stt import SpeechToText
 
 pytestmark = pytest.mark.usefixtures("shared_models")
 
@@ -104,6 +116,20 @@ def test_a_closed_model_is_loaded_by_the_next_request(sample: Callable[[str], Sa
     assert stt.transcribe(sample(CLIP)).text == TEXT
     assert create_stt(ENGLISH) is stt
     assert stt.ready
+
+
+def test_the_setting_says_in_which_process_the_model_is(
+    sample: Callable[[str], Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stt, other = (SpeechToText("micro", TranscribeOptions(language=language, beam_size=1)) for language in ("en", "de"))
+    with monkeypatch.context() as patch:
+        isolated = get_settings().model_copy(update={"isolation": "process"})
+        patch.setattr(loader, "get_settings", lambda: isolated)
+        assert stt.adapter is other.adapter
+    assert stt.adapter.config.process_id != os.getpid()
+    assert stt.transcribe(pcm(sample(CLIP)), sample_rate=SAMPLE_RATE).text == TEXT
+    whisperlib.close_all()
+    assert stt.adapter is other.adapter is whisperlib.get_adapter("micro")
 
 
 def test_a_failed_load_is_tried_anew() -> None:

@@ -225,8 +225,7 @@ class WhisperLibraryAdapter:
         `max_wait_seconds`; TranscriptionCancelled or DeadlineExceeded, with the finished part in `partial`, unless
         `on_interrupt="partial"` asks for it as the result.
         """
-        request = self._request(source, resolve_options(options, overrides))
-        return self._transcribe(request).result()
+        return self.start(source, resolve_options(options, overrides)).result()
 
     def stream(
         self, source: AudioSource | Decoded, options: TranscribeOptions | None = None, **overrides: Any
@@ -236,8 +235,7 @@ class WhisperLibraryAdapter:
         The audio is read, and the request queued, before this returns; a slow reader holds nothing up.
         """
         segments: queue.SimpleQueue[Segment | None] = queue.SimpleQueue()
-        request = self._request(source, resolve_options(options, overrides), on_segment=segments.put)
-        return TranscriptionStream(self._transcribe(request), segments)
+        return TranscriptionStream(self.start(source, resolve_options(options, overrides), segments.put), segments)
 
     def detect_language(
         self, source: AudioSource | Decoded, options: TranscribeOptions | None = None, **overrides: Any
@@ -246,6 +244,15 @@ class WhisperLibraryAdapter:
         request = self._request(source, resolve_options(options, overrides))
         future = self._submit(request, request.detect_language, request.options.max_wait_seconds)
         return Job(future, request.interrupt, _raise).result()
+
+    def start(
+        self,
+        source: AudioSource | Decoded,
+        options: TranscribeOptions,
+        on_segment: Callable[[Segment], None] | None = None,
+    ) -> Job[Transcription]:
+        """Queue what `transcribe` waits for; `on_segment` is called in an engine thread, which waits for it."""
+        return self._transcribe(self._request(source, options, on_segment))
 
     def workload(self) -> Workload:
         """Tell what runs and waits here, and how long a short request would wait now."""
@@ -308,9 +315,10 @@ class WhisperLibraryAdapter:
             )
         if options.task == "translate" and not self._context.is_multilingual:
             raise OptionError(f"task = 'translate': {self._context.path.name} knows English only")
-        most = max(self._threads, system.cpu_allowance().cores)
-        if options.threads is not None and options.threads > most:
-            raise OptionError(f"threads = {options.threads}: give at most {most}, what this process may use")
+        if options.threads is not None and options.threads > self._threads:
+            most = max(self._threads, system.cpu_allowance().cores)
+            if options.threads > most:
+                raise OptionError(f"threads = {options.threads}: give at most {most}, what this process may use")
 
     def _transcribe(self, request: Request) -> Job[Transcription]:
         longest_wait = request.options.max_wait_seconds

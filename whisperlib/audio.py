@@ -80,17 +80,30 @@ def load(
     NaN, infinite; wrong shape, dtype, rate or scale), AudioDecodeError when it is not audio or nothing in it
     can be decoded, AudioTooLongError beyond `max_seconds`, and OptionError for an option without sense.
     """
-    if max_seconds is not None and not max_seconds > 0:
-        raise OptionError(f"max_seconds = {max_seconds!r}: give a number above 0, or None for no limit")
+    _check_limit(max_seconds)
+    memory = io.BytesIO()
     if isinstance(source, np.ndarray):
-        return _from_array(source, SAMPLE_RATE if sample_rate is None else sample_rate, max_seconds)
-    if sample_rate is not None:
+        samples = _from_array(source, SAMPLE_RATE if sample_rate is None else sample_rate, max_seconds, memory)
+        if samples is not None:
+            return samples
+    elif sample_rate is not None:
         raise OptionError(f"sample_rate = {sample_rate!r} is for arrays: files tell their own rate")
-    with _open(source) as reader:
-        try:
-            return _decode(reader, max_seconds)
-        finally:
-            reader.raise_error()
+    else:
+        _from_file(source, max_seconds, memory)
+    return np.frombuffer(memory.getbuffer(), np.float32)
+
+
+def load_into(file: BinaryIO, source: Source, *, max_seconds: float | None = DEFAULT_MAX_SECONDS) -> None:
+    """Load `source` as `load` does, and leave its samples in `file`, from its start to its end.
+
+    Raises what `load` raises, and OSError where `file` cannot be written.
+    """
+    _check_limit(max_seconds)
+    if not isinstance(source, np.ndarray):
+        _from_file(source, max_seconds, file)
+    elif (samples := _from_array(source, SAMPLE_RATE, max_seconds, file)) is not None:
+        _clear(file)
+        file.write(samples.data)
 
 
 def load_pcm(
@@ -118,7 +131,13 @@ def duration_seconds(samples: Samples) -> float:
     return len(samples) / SAMPLE_RATE
 
 
-def _from_array(array: npt.NDArray[Any], rate: float, max_seconds: float | None) -> Samples:
+def _check_limit(max_seconds: float | None) -> None:
+    if max_seconds is not None and not max_seconds > 0:
+        raise OptionError(f"max_seconds = {max_seconds!r}: give a number above 0, or None for no limit")
+
+
+def _from_array(array: npt.NDArray[Any], rate: float, max_seconds: float | None, into: BinaryIO) -> Samples | None:
+    """Return the array if it is what `load` gives, or else leave that in `into`."""
     if not isinstance(rate, numbers.Real):
         raise OptionError(f"sample_rate = {rate!r}: give a number of Hz")
     array = np.asarray(array)  # of a subclass, the plain array
@@ -135,7 +154,16 @@ def _from_array(array: npt.NDArray[Any], rate: float, max_seconds: float | None)
         return np.require(array, requirements=["C", "ALIGNED"])
     frames = array[:, np.newaxis] if array.ndim == 1 else array
     blocks = ((rate, frames[i : i + BLOCK_FRAMES]) for i in range(0, len(frames), BLOCK_FRAMES))
-    return _collect(blocks, "the array", max_seconds)
+    _collect(blocks, "the array", max_seconds, into)
+    return None
+
+
+def _from_file(source: object, max_seconds: float | None, into: BinaryIO) -> None:
+    with _open(source) as reader:
+        try:
+            _decode(reader, max_seconds, into)
+        finally:
+            reader.raise_error()
 
 
 @contextlib.contextmanager
@@ -183,7 +211,7 @@ def _spooled(reader: Reader) -> Iterator[Any]:
         yield copy
 
 
-def _decode(reader: Reader, max_seconds: float | None) -> Samples:
+def _decode(reader: Reader, max_seconds: float | None, into: BinaryIO) -> None:
     head = reader.read(_decoders.SNIFFED_BYTES)
     if not head:
         raise AudioDecodeError(f"{reader.name} is empty: it holds no bytes")
@@ -191,8 +219,9 @@ def _decode(reader: Reader, max_seconds: float | None) -> Samples:
         raise AudioDecodeError(f"{reader.name} is not audio: it looks like {kind}")
     if _decoders.is_for_sndfile(head):
         with contextlib.suppress(AudioDecodeError):
-            return _collect(_scaled(_decoders.sndfile_blocks(reader)), reader.name, max_seconds)
-    return _collect(_decoders.ffmpeg_blocks(reader), reader.name, max_seconds)
+            _collect(_scaled(_decoders.sndfile_blocks(reader)), reader.name, max_seconds, into)
+            return
+    _collect(_decoders.ffmpeg_blocks(reader), reader.name, max_seconds, into)
 
 
 def _scaled(blocks: Iterator[Block]) -> Iterator[Block]:
@@ -202,26 +231,31 @@ def _scaled(blocks: Iterator[Block]) -> Iterator[Block]:
         yield rate, frames
 
 
-def _collect(blocks: Iterator[Block], name: str, max_seconds: float | None) -> Samples:
-    collector = _Collector(max_seconds)
+def _collect(blocks: Iterator[Block], name: str, max_seconds: float | None, into: BinaryIO) -> None:
+    _clear(into)  # of what a decoder that failed half-way had made
+    collector = _Collector(max_seconds, into)
     for rate, frames in blocks:
         collector.add(rate, frames)
-    samples = collector.samples()
-    if not len(samples):
+    if not collector.end():
         raise AudioDecodeError(f"{name} holds no samples")
-    return samples
+
+
+def _clear(file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
 
 
 class _Collector:
-    """Turns blocks of any rate and channel count into one array, and stops at the limit on duration.
+    """Turns blocks of any rate and channel count into samples in a file, and stops at the limit on duration.
 
-    The samples grow in a bytearray: it is enlarged in place and becomes the array without a copy, so that
-    the peak of memory stays near the size of the result.
+    A file in memory is enlarged in place and becomes the array without a copy, so that the peak of memory stays near
+    the size of the result.
     """
 
-    def __init__(self, max_seconds: float | None) -> None:
+    def __init__(self, max_seconds: float | None, into: BinaryIO) -> None:
         self._max_seconds = max_seconds
-        self._data = bytearray()
+        self._into = into
+        self._n_samples = 0
         self._pending: list[Samples] = []
         self._pending_frames = 0
         self._rate: float | None = None
@@ -239,10 +273,10 @@ class _Collector:
         if self._pending_frames >= BLOCK_FRAMES:
             self._flush()
 
-    def samples(self) -> Samples:
-        """Return everything that was added."""
+    def end(self) -> int:
+        """Write what is left; return the number of samples in the file."""
         self._flush(last=True)
-        return np.frombuffer(self._data, dtype=np.float32)
+        return self._n_samples
 
     def _set_rate(self, rate: float) -> None:
         if not MIN_RATE <= rate <= MAX_RATE:
@@ -265,8 +299,9 @@ class _Collector:
             raise AudioError("the audio holds NaN or infinite samples")
         if peak > 1.0:
             np.clip(block, -1.0, 1.0, out=block)
-        _check_length(len(self._data) // block.itemsize + len(block), self._max_seconds)
-        self._data += block.data
+        self._n_samples += len(block)
+        _check_length(self._n_samples, self._max_seconds)
+        self._into.write(block.data)
 
 
 def _mono(frames: npt.NDArray[Any]) -> Samples:

@@ -1,7 +1,7 @@
 """One shared adapter per model, device and settings, made once however many threads ask.
 
-`get_adapter` is the general form; `get_model`, `load_model`, `unload_model` and `get_model_config` serve programs
-that keep one model for the whole process.
+`get_adapter` is the general form, `get_engine` the one that has the model where the settings say; `get_model`,
+`load_model`, `unload_model` and `get_model_config` serve programs that keep one model for the whole process.
 """
 
 from __future__ import annotations
@@ -9,27 +9,42 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from whisperlib import binding
+from whisperlib import binding, engine
 from whisperlib.adapter import WhisperLibraryAdapter
+from whisperlib.engine import Engine
 from whisperlib.options import TranscribeOptions
 from whisperlib.settings import get_settings
 
 logger = logging.getLogger(__name__)
 
 
+E = TypeVar("E", bound=Engine)
+
+
 @dataclass
-class _Slot:
+class _Slot(Generic[E]):
     """Place of one shared adapter; its lock makes the others wait while one thread loads."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    adapter: WhisperLibraryAdapter | None = None
+    adapter: E | None = None
+
+    def get(self, load: Callable[[], E]) -> E:
+        """Return the adapter, loading it where there is none or it was closed."""
+        with self.lock:
+            if self.adapter is not None and not self.adapter.closed:
+                logger.info("instance %s: reused", self.adapter.config.instance_id)
+                return self.adapter
+            self.adapter = load()
+            return self.adapter
 
 
 _Key = tuple[tuple[str, str], ...]
-_slots: dict[_Key, _Slot] = {}
+_slots: dict[_Key, _Slot[WhisperLibraryAdapter]] = {}
+_isolated: dict[str, _Slot[Engine]] = {}  # each in a process of its own
 _slots_lock = threading.Lock()
 
 
@@ -39,13 +54,20 @@ def get_adapter(model: str | os.PathLike[str] | None = None, **settings: Any) ->
     Takes what `WhisperLibraryAdapter` takes, and raises what it raises; a failed load is tried anew at the next
     call. An adapter that was closed is replaced.
     """
-    slot = _slot(model, settings)
-    with slot.lock:
-        if slot.adapter is not None and not slot.adapter.closed:
-            logger.info("instance %s: reused", slot.adapter.config.instance_id)
-            return slot.adapter
-        slot.adapter = WhisperLibraryAdapter(model, **settings)
-        return slot.adapter
+    return _slot(model, settings).get(lambda: WhisperLibraryAdapter(model, **settings))
+
+
+def get_engine(model: str | os.PathLike[str] | None = None) -> Engine:
+    """Return the shared engine for this model where `WHISPER_ISOLATION` has it: here, it is that of `get_adapter`.
+
+    Raises what `WhisperLibraryAdapter` raises.
+    """
+    settings = get_settings()
+    if settings.isolation == "none":
+        return get_adapter(model)
+    with _slots_lock:
+        slot = _isolated.setdefault(_name(model), _Slot())
+    return slot.get(lambda: engine.start(model, settings=settings))
 
 
 def get_model() -> WhisperLibraryAdapter:
@@ -98,7 +120,7 @@ def get_model_config() -> dict[str, Any]:
 def close_all() -> None:
     """Close every shared adapter and free its memory; requests in them are stopped. Whoever asks next loads anew."""
     with _slots_lock:
-        slots = list(_slots.values())
+        slots: list[_Slot[Any]] = [*_slots.values(), *_isolated.values()]
     for slot in slots:
         with slot.lock:
             adapter, slot.adapter = slot.adapter, None
@@ -112,7 +134,11 @@ def detect_cuda_availability() -> tuple[bool, str | None, int]:
     return answer.available, answer.version, answer.device_count
 
 
-def _slot(model: str | os.PathLike[str] | None, settings: dict[str, Any]) -> _Slot:
-    key = (("model", os.fspath(model) if model is not None else ""), *sorted((k, repr(v)) for k, v in settings.items()))
+def _name(model: str | os.PathLike[str] | None) -> str:
+    return os.fspath(model) if model is not None else ""
+
+
+def _slot(model: str | os.PathLike[str] | None, settings: dict[str, Any]) -> _Slot[WhisperLibraryAdapter]:
+    key = (("model", _name(model)), *sorted((k, repr(v)) for k, v in settings.items()))
     with _slots_lock:
         return _slots.setdefault(key, _Slot())

@@ -9,4 +9,6 @@ import numpy.typing as npt
 
 SAMPLE_RATE = 16_000  # WHISPER_SAMPLE_RATE in whisper.h: what every Whisper model hears
 
+SAMPLE_BYTES = 4
+
 Samples: TypeAlias = npt.NDArray[np.float32]

@@ -266,6 +266,11 @@ class ModelPool:
             sizes = {name: sum(one.size_bytes for one in entry.in_memory) for name, entry in self._entries.items()}
             return {name: size for name, size in sizes.items() if self._entries[name].in_memory}
 
+    def process_ids(self) -> set[int]:
+        """Return the processes that have the models in memory."""
+        with self._changed:
+            return {one.engine.config.process_id for entry in self._entries.values() for one in entry.in_memory}
+
     def close(self) -> None:
         """Close all models, those that are lent, too, and lend no more. A load that goes on closes what it loads."""
         with self._changed:

@@ -33,6 +33,7 @@ from whisperlib.interrupt import Interrupt
 T = TypeVar("T")
 
 WINDOW_SECONDS = 30.0  # the encoder's window: what a request is billed in, and where a long one can pause
+LINGER_SECONDS = 0.005  # from the last result to the tidying: the cores are for those who waited, and who asks next
 _MEMORY = 0.9  # how much of the past each new measurement of the real-time factor leaves
 
 
@@ -132,7 +133,7 @@ class Scheduler:
     """Runs requests in threads of its own, `slots` at once. Safe to use from many threads.
 
     `real_time_factor` is the first estimate, until requests have been measured. `on_idle` is called in an engine
-    thread when nothing runs or waits any more.
+    thread, and holds a slot, a moment after nothing runs or waits any more.
     """
 
     def __init__(
@@ -154,6 +155,8 @@ class Scheduler:
         self._helpers: deque[Turn] = deque()
         self._measured = [0.0, 0.0]  # seconds of work, seconds of audio; both fade
         self._closed = False
+        self._lingers = False  # an engine thread waits for whoever comes at once
+        self._heir: Turn | None = None  # who came, and is that thread's next
         self._engine_threads: set[int] = set()
         # However many callers come, there are this many threads, and OpenMP's pools of them.
         self._executor = ThreadPoolExecutor(2 * slots + self._most_paused, thread_name_prefix=name)
@@ -286,6 +289,10 @@ class Scheduler:
             if not fresh:
                 self._lock.notify_all()
                 continue
+            if self._lingers:
+                self._lingers, self._heir = False, turn
+                self._lock.notify_all()
+                continue
             try:
                 self._executor.submit(self._run, turn)
             except RuntimeError:  # the interpreter is shutting down
@@ -323,17 +330,34 @@ class Scheduler:
                 _call(turn)
             with self._lock:
                 self._measure(turn)
-                last = not turn.helps and self._is_last(turn)
-            if last:  # behind the result: its caller does not wait for this
-                with suppress(Exception):
-                    self._on_idle()
-            with self._lock:
                 self._release(turn)
                 turn = self._next_here()
                 self._lock.notify_all()
+                idle = turn is None and not any(lane.active for lane in self._lanes)
+                if idle:
+                    turn = self._linger()
+            if idle and turn is None:
+                turn = self._tidy_up()
 
-    def _is_last(self, turn: Turn) -> bool:
-        return not any(lane.ready or lane.running - {turn} for lane in self._lanes)
+    def _linger(self) -> Turn | None:
+        """Take whoever comes at once; take a slot where nobody does."""
+        self._lingers = True
+        self._lock.wait_for(lambda: not self._lingers or self._closed, LINGER_SECONDS)
+        self._lingers = False
+        heir, self._heir = self._heir, None
+        if heir is None:
+            self._free -= 1
+        return heir
+
+    def _tidy_up(self) -> Turn | None:
+        """Call `on_idle`, give the slot back, and take whoever came meanwhile."""
+        with suppress(Exception):
+            self._on_idle()
+        with self._lock:
+            self._free += 1
+            turn = self._next_here()
+            self._lock.notify_all()
+            return turn
 
     def _next_here(self) -> Turn | None:
         """Take the next request for this thread; one that paused has a thread of its own."""
@@ -406,12 +430,17 @@ class Scheduler:
 
 
 def _call(turn: Turn) -> None:
+    work, turn.work = turn.work, _done  # it has the request's audio, and the thread's first turn stays with the thread
     try:
-        result = turn.context.run(turn.work, turn)
+        result = turn.context.run(work, turn)
     except BaseException as error:
         turn.future.set_exception(error)
     else:
         turn.future.set_result(result)
+
+
+def _done(_turn: Turn) -> None:
+    pass
 
 
 def _billed(seconds: float) -> float:

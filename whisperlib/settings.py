@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     )
     isolation: Isolation = _setting(
         "place",
-        "Where the server has the model; `process`: in a process beside it, which may crash and comes back.",
+        "Where the server and voice agents have the model; `process`: in one of its own, which may crash and return.",
         default="none",
     )
     profile: Profile = _setting(

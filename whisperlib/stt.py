@@ -3,7 +3,8 @@
     stt = create_stt({"model": "small", "language": "de"})
     text = (await stt.recognize(pcm, sample_rate=48_000, channels=2)).text
 
-All instances of one model share one adapter, so a second language costs no second copy of the weights.
+All instances of one model share one adapter, so a second language costs no second copy of the weights. With
+`WHISPER_ISOLATION=process` that has the model in a process of its own.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import pydantic
 from pydantic import Field
 
 from whisperlib import audio
-from whisperlib.adapter import WhisperLibraryAdapter
 from whisperlib.audio import Source
+from whisperlib.engine import Engine
 from whisperlib.errors import OptionError
 from whisperlib.languages import language_code
-from whisperlib.loader import get_adapter
+from whisperlib.loader import get_engine
 from whisperlib.options import CancelToken, Frozen, Profile, TranscribeOptions
 from whisperlib.results import Transcription
 from whisperlib.settings import MODEL_NAMES, get_settings
@@ -77,7 +78,7 @@ class SpeechToText:
     def __init__(self, model: str | None, options: TranscribeOptions) -> None:
         self._model = model
         self._options = options
-        self._adapter: WhisperLibraryAdapter | None = None
+        self._adapter: Engine | None = None
 
     @property
     def options(self) -> TranscribeOptions:
@@ -85,11 +86,14 @@ class SpeechToText:
         return self._options.with_profile()
 
     @property
-    def adapter(self) -> WhisperLibraryAdapter:
-        """The loaded model, which others may share; it is loaded if it is not. Raises what its class raises."""
+    def adapter(self) -> Engine:
+        """The loaded model, which others may share; it is loaded if it is not, where `WHISPER_ISOLATION` says.
+
+        Raises what `WhisperLibraryAdapter` raises.
+        """
         adapter = self._adapter
         if adapter is None or adapter.closed:
-            adapter = self._adapter = get_adapter(self._model)
+            adapter = self._adapter = get_engine(self._model)
         return adapter
 
     @property

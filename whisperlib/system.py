@@ -90,9 +90,9 @@ def _read(path: Path) -> str:
         return ""
 
 
-def resident_bytes() -> int:
-    """Resident memory of this process in bytes; 0 where the system does not tell."""
-    fields = _read(Path("/proc/self/statm")).split()
+def resident_bytes(process_id: int | None = None) -> int:
+    """Resident memory of a process in bytes, of this one if none is named; 0 where the system does not tell."""
+    fields = _read(Path(f"/proc/{process_id or 'self'}/statm")).split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 1 else 0
 
 

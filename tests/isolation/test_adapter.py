@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import io
 import logging
+import mmap
 import os
-import pickle
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ import pytest
 from tests.isolation.conftest import has_gone, isolated
 from tests.web.running_server import wait_until
 from whisperlib import CancelToken, TranscribeOptions, Transcription, WhisperLibraryAdapter, assets, audio, engine
+from whisperlib.cache import value
 from whisperlib.errors import (
     AudioDecodeError,
     AudioError,
+    AudioNotFoundError,
     ClosedError,
     DeadlineExceeded,
+    EngineError,
     ModelFileError,
     OptionError,
     OverloadedError,
@@ -32,7 +36,6 @@ from whisperlib.errors import (
 )
 from whisperlib.isolation import IsolatedAdapter
 from whisperlib.pcm import SAMPLE_RATE
-from whisperlib.results import Timings
 from whisperlib.settings import Settings
 
 SHORT = assets.SAMPLES / "seen_020.flac"
@@ -53,7 +56,7 @@ def engines(whisper: IsolatedAdapter, adapter: WhisperLibraryAdapter) -> Engines
 
 def as_bytes(result: Transcription) -> bytes:
     """Return all of a result but the times that it took."""
-    return pickle.dumps(replace(result, timings=Timings()))
+    return value.encode(result)
 
 
 class TestResults:
@@ -138,6 +141,7 @@ class TestErrors:
             (OptionError, SHORT, {"beam_size": 9}),
             (OptionError, SHORT, {"threads": 500}),
             (AudioDecodeError, b"not audio", {}),
+            (AudioNotFoundError, "/nowhere/at/all.wav", {}),
             (AudioError, SHORT, {"offset_seconds": 99}),
             (OptionError, LONG, {"audio_ctx": 256}),
         ],
@@ -171,6 +175,16 @@ class TestErrors:
                 load(broken)
             told.append(str(caught.value))
         assert told[0] == told[1]
+
+    def test_audio_that_has_no_room_is_an_error(self, whisper: IsolatedAdapter) -> None:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+        try:
+            with pytest.raises(EngineError, match="cannot be handed to the engine's process: File too large"):
+                whisper.transcribe(LONG)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert whisper.transcribe(SHORT, FAST).text == TEXT
 
     def test_an_error_of_the_caller_s_own_callback_is_raised(self, whisper: IsolatedAdapter) -> None:
         def fail(_fraction: float) -> None:
@@ -289,6 +303,7 @@ class TestCache:
             assert (made.cache, made.result.cache) == ("miss", "miss")
             found = whisper.stream(SHORT, beam_size=1)
             assert (found.cache, found.result.cache, list(found)) == ("hit", "hit", list(made.result.segments))
+            assert as_bytes(found.result) == as_bytes(made.result)
             assert (whisper.cache.stats().size_bytes or 0) > 100
         with isolated(cache=str(tmp_path)) as another:
             assert another.transcribe(SHORT, beam_size=1).cache == "hit"
@@ -302,7 +317,8 @@ class TestCache:
             first, second = (whisper.stream(SHORT, beam_size=1) for _ in range(2))
             running.close()
             assert (first.result.cache, second.result.cache) == ("miss", "shared")
-            assert first.result.segments == second.result.segments
+            assert first.result.text == TEXT
+            assert as_bytes(first.result) == as_bytes(second.result)
 
     def test_there_is_none_where_it_is_off(self, whisper: IsolatedAdapter) -> None:
         assert whisper.cache is None
@@ -357,6 +373,17 @@ class TestClosing:
 
 
 class TestLeftovers:
+    def test_a_request_has_its_own_samples_in_reach_and_no_others(self) -> None:
+        clips = MINUTES, MINUTES, LONG[:12_345]  # two run, the last waits
+        expected = sorted(-(-clip.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE for clip in clips)
+        with isolated() as whisper, ExitStack() as streams:
+            process_id = whisper.config.process_id
+            whisper.transcribe(MINUTES[: 70 * SAMPLE_RATE], FAST)
+            wait_until(lambda: not audio_sizes_in(process_id), "its samples are gone")
+            for clip in clips:
+                streams.enter_context(whisper.stream(clip, RUNNING))
+            wait_until(lambda: sorted(audio_sizes_in(process_id)) == expected, "each has a mapping of its own size")
+
     def test_a_hundred_requests_leave_nothing(self) -> None:
         clip = audio.load(SHORT)[: SAMPLE_RATE // 4]
 
@@ -389,6 +416,12 @@ def files_of(process: int | str) -> int:
 
 def audio_mapped_in(process: int | str) -> int:
     return Path(f"/proc/{process}/maps").read_text(encoding="utf-8").count("/memfd:whisperlib-audio")
+
+
+def audio_sizes_in(process_id: int) -> list[int]:
+    lines = Path(f"/proc/{process_id}/maps").read_text(encoding="utf-8").splitlines()
+    spans = [line.split()[0].split("-") for line in lines if "/memfd:whisperlib-audio" in line]
+    return [int(end, 16) - int(start, 16) for start, end in spans]
 
 
 def resident_bytes(process_id: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,11 +50,11 @@ def slow_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     may_load = threading.Event()
     send = process.EngineProcess._send
 
-    def send_later(self: process.EngineProcess, order: object, file: int | None = None) -> None:
+    def send_later(self: process.EngineProcess, order: object, file: int | None = None) -> bool:
         if isinstance(order, Load):
             threading.Thread(target=lambda: (may_load.wait(60), send(self, order))).start()
-        else:
-            send(self, order, file)  # type: ignore[arg-type]
+            return True
+        return send(self, order, file)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
         patched.setattr(process.EngineProcess, "_send", send_later)
@@ -94,6 +95,31 @@ def test_a_crash_between_requests_is_noticed_by_nobody(whisper: IsolatedAdapter)
         with ThreadPoolExecutor(4) as pool:
             texts = list(pool.map(lambda _: whisper.transcribe(SHORT, profile="fast").text, range(4)))
     assert texts == [TEXT] * 4
+
+
+def test_what_comes_before_a_crash_is_noticed_is_sent_to_the_next_process(
+    whisper: IsolatedAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_ended, may_notice = threading.Event(), threading.Event()
+    supervised = whisper._supervisor._newest
+    assert supervised
+    notice = supervised._on_end
+
+    def notice_later(ended: process.EngineProcess) -> Any:
+        has_ended.set()
+        may_notice.wait(60)
+        return notice(ended)
+
+    monkeypatch.setattr(supervised, "_on_end", notice_later)
+    with replaced(whisper) as process_id, ThreadPoolExecutor(1) as pool:
+        os.kill(process_id, signal.SIGKILL)
+        assert has_ended.wait(60)
+        with pytest.raises(OverloadedError, match=r"may wait for 0\.01 s"):
+            whisper.transcribe(SHORT, max_wait_seconds=0.01)
+        waiting = pool.submit(whisper.transcribe, SHORT, profile="fast")
+        wait_until(lambda: whisper.workload().waiting == 1, "it waits for the next process")
+        may_notice.set()
+        assert waiting.result().text == TEXT
 
 
 def test_what_comes_meanwhile_waits_as_long_as_it_may(

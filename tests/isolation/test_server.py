@@ -14,7 +14,7 @@ import soundfile
 
 from tests.isolation.conftest import has_gone
 from tests.web.running_server import RunningServer, running_server, wait_until
-from whisperlib import assets, audio
+from whisperlib import assets, audio, system
 from whisperlib.pcm import SAMPLE_RATE
 
 SHORT = (assets.SAMPLES / "rms_010.flac").read_bytes()
@@ -30,6 +30,11 @@ def health(server: RunningServer) -> dict[str, Any]:
     return told
 
 
+def metric(server: RunningServer, name: str) -> float:
+    (line,) = (line for line in server.get("/metrics").text.splitlines() if line.startswith(f"{name} "))
+    return float(line.split()[1])
+
+
 def is_transcribed(server: RunningServer) -> bool:
     return bool(health(server)["requests"]["running"])
 
@@ -42,6 +47,8 @@ def test_a_crash_is_an_answer_and_the_life_of_the_process_is_the_server_s() -> N
         model = health(server)["model"]
         assert model["isolation"] == "process"
         assert model["process_id"] != worker
+        both = sum(map(system.resident_bytes, (worker, model["process_id"])))
+        assert metric(server, "whisper_resident_memory_bytes") > 0.8 * both > system.resident_bytes(worker)
 
         lost = pool.submit(ask, server, minutes.getvalue())
         wait_until(lambda: is_transcribed(server), "it is transcribed")

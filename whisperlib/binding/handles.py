@@ -368,6 +368,7 @@ class State(Handle):
                 raise kept.error or self._encoder_error() or error from None
             finally:
                 self._running = False
+                kept.objects.clear()  # which refer to it, and to the caller's request with its audio
             if kept.error is not None:
                 raise kept.error
 
@@ -497,7 +498,7 @@ class VadContext(Handle):
             for start in range(0, len(samples), step):
                 block = samples[start : start + step]
                 detect = c_lib.whisper_vad_detect_speech_no_reset if start else c_lib.whisper_vad_detect_speech
-                detect(context, block.ctypes.data_as(c.POINTER(c.c_float)), len(block))
+                detect(context, _pointer_to(block), len(block))
                 n = c_lib.whisper_vad_n_probs(context)
                 found.append(np.ctypeslib.as_array(c_lib.whisper_vad_probs(context), shape=(n,)).copy())
                 check()
@@ -577,7 +578,12 @@ def _samples_pointer(samples: Samples, minimum: int = MIN_SAMPLES) -> Any:
     # One pass without a copy: a sum is finite only if all its terms are.
     if not np.isfinite(np.add.reduce(samples, dtype=np.float64)):
         raise OptionError("samples should be finite numbers of ordinary size")
-    return samples.ctypes.data_as(c.POINTER(c.c_float))
+    return _pointer_to(samples)
+
+
+def _pointer_to(samples: Samples) -> Any:
+    # numpy's data_as makes a cycle of references, in which the samples stay until the garbage collector comes by.
+    return c.pointer(c.c_float.from_address(samples.ctypes.data))
 
 
 def _seconds(centiseconds: int) -> float:

@@ -13,14 +13,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
-from whisperlib import audio
 from whisperlib.adapter import ModelConfig
-from whisperlib.audio import Decoded, Source
+from whisperlib.audio import Source
 from whisperlib.cache import Stats
 from whisperlib.errors import ClosedError, ForkedProcessError, InterruptedTranscription, OptionError
 from whisperlib.interrupt import Interrupt
 from whisperlib.isolation.call import Call
-from whisperlib.isolation.channel import shared
+from whisperlib.isolation.channel import SharedAudio, shared
 from whisperlib.isolation.messages import Ask, Done, Failed, Kind, Load
 from whisperlib.isolation.process import EngineProcess
 from whisperlib.isolation.supervisor import Supervisor
@@ -131,15 +130,9 @@ class IsolatedAdapter:
     ) -> tuple[Call, Interrupt]:
         """Decode, and hand the request to the process."""
         self._check_usable()
-        decoded = audio.decode(source, max_seconds=self.settings.max_audio_seconds)
-        interrupt = Interrupt(options, self._supervisor.closing, decoded.started)
-        with shared(decoded.samples) as file:
+        with shared(source, self.settings.max_audio_seconds) as decoded:
+            interrupt = Interrupt(options, self._supervisor.closing, decoded.started)
             call = Call(on_segment, options.progress, interrupt.abandon)
-            try:
-                process = self._supervisor.ready(interrupt, options.max_wait_seconds)
-            except BaseException as error:
-                call.take(self._unbegun(kind, options, decoded, error))
-                return call, interrupt
             ask = partial(
                 Ask,
                 kind=kind,
@@ -148,11 +141,24 @@ class IsolatedAdapter:
                 started=decoded.started,
                 decode_seconds=decoded.seconds,
             )
-            number = process.ask(call, ask, file)
+            try:
+                process, number = self._send(call, ask, decoded.file, interrupt, options.max_wait_seconds)
+            except BaseException as error:
+                call.take(self._unbegun(kind, options, decoded, error))
+                return call, interrupt
         stopping = ExitStack()
         stopping.enter_context(interrupt.calling(partial(self._cancel, process, number)))
         call.future.add_done_callback(lambda _: stopping.close())
         return call, interrupt
+
+    def _send(
+        self, call: Call, ask: Callable[[int], Ask], file: int, interrupt: Interrupt, max_wait_seconds: float | None
+    ) -> tuple[EngineProcess, int]:
+        """Send a request to the process, or to the next one where it has ended and nobody had noticed yet."""
+        process = self._supervisor.ready(interrupt, max_wait_seconds)
+        while (number := process.ask(call, ask, file)) is None:
+            process = self._supervisor.ready(interrupt, max_wait_seconds, ended=process)
+        return process, number
 
     def _cancel(self, process: EngineProcess, number: int) -> None:
         # A method: what runs keeps the adapter, whose process would else end when the caller drops it.
@@ -167,7 +173,9 @@ class IsolatedAdapter:
         if self.closed:
             raise ClosedError("the adapter was closed")
 
-    def _unbegun(self, kind: Kind, options: TranscribeOptions, decoded: Decoded, error: BaseException) -> Done | Failed:
+    def _unbegun(
+        self, kind: Kind, options: TranscribeOptions, decoded: SharedAudio, error: BaseException
+    ) -> Done | Failed:
         """Tell how a request ends that no process had."""
         if not isinstance(error, InterruptedTranscription) or kind == "detect_language":
             return Failed(0, error)
@@ -175,7 +183,7 @@ class IsolatedAdapter:
             text="",
             segments=(),
             language=options.language,
-            duration=len(decoded.samples) / SAMPLE_RATE,
+            duration=decoded.n_samples / SAMPLE_RATE,
             task=options.task,
             model=self.config.model,
             timings=Timings(decode=decoded.seconds),

@@ -7,11 +7,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Any
 
 from whisperlib.isolation.messages import Done, Event, Failed, Progressed, Queued, Settled
 from whisperlib.options import ProgressCallback
-from whisperlib.results import CacheUse, Segment
+from whisperlib.results import CacheUse, Segment, Transcription, join
 
 
 class Call:
@@ -34,6 +35,7 @@ class Call:
         self._on_segment = on_segment
         self._progress = progress
         self._abandon = abandon
+        self._segments: list[Segment] = []
         self._error: BaseException | None = None
         self._events: queue.SimpleQueue[Event] | None = None
         if progress:  # the caller's own code, which may take its time: nobody else shall wait for it
@@ -57,14 +59,20 @@ class Call:
             case Queued():
                 self.queued.set_result(event.cache)
             case Settled():
+                self._segments.append(event.segment)
                 if self._on_segment:
                     self._on_segment(event.segment)
             case Progressed():
                 self._report(event.fraction)
             case Done():
-                self._end(event.result, self._error)
+                self._end(self._whole(event.result), self._error)
             case Failed():
                 self._end(None, self._error or event.error)
+
+    def _whole(self, result: Any) -> Any:
+        if not isinstance(result, Transcription):
+            return result
+        return replace(result, text=join(self._segments), segments=tuple(self._segments))
 
     def _report(self, fraction: float) -> None:
         if self._progress and not self._error:

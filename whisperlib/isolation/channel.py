@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import copyreg
+import io
 import mmap
 import os
+import pickle
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from whisperlib.errors import EngineError
-from whisperlib.pcm import Samples
+from whisperlib import audio
+from whisperlib.audio import Source
+from whisperlib.errors import AudioError, EngineError
+from whisperlib.pcm import SAMPLE_BYTES, Samples
+from whisperlib.results import Segment, Timings, TokenLogprob, Transcription, Word
 
 
 class Channel:
@@ -28,8 +37,9 @@ class Channel:
 
     def send(self, message: object, file: int | None = None) -> None:
         """Send a message, and an open file behind it. Raises OSError where the other end is closed."""
+        data = _pickled(message)
         with self._sending:
-            self._connection.send(message)
+            self._connection.send_bytes(data)
             if file is not None:
                 reduction.send_handle(self._connection, file, 0)  # the process id is for Windows
 
@@ -59,28 +69,60 @@ def _close_in_fork() -> None:
 os.register_at_fork(after_in_child=_close_in_fork)
 
 
-@contextmanager
-def shared(samples: Samples) -> Iterator[int]:
-    """Lend a file in memory that holds `samples`, float32 of shape (n,). Raises EngineError where there is no room.
+def _as_call(kind: type[Any]) -> Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]:
+    values = attrgetter(*(field.name for field in fields(kind)))
+    return lambda value: (kind, values(value))
 
-    It has no name: nothing is left of it when the last process that has it ends, and the size of `/dev/shm`, which is
-    64 MB in a container, is no limit.
+
+# Written as the call that makes it: what a dataclass with slots does to be pickled takes several times as long.
+_DISPATCH_TABLE = copyreg.dispatch_table | {
+    kind: _as_call(kind) for kind in (Transcription, Timings, Segment, Word, TokenLogprob)
+}
+
+
+def _pickled(message: object) -> memoryview:
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = _DISPATCH_TABLE
+    pickler.dump(message)
+    return buffer.getbuffer()
+
+
+@dataclass(frozen=True)
+class SharedAudio:
+    """Samples, as many as `n_samples`, in an open file; times as those of `audio.Decoded`."""
+
+    file: int
+    n_samples: int
+    started: float
+    seconds: float
+
+
+@contextmanager
+def shared(source: Source, max_seconds: float | None) -> Iterator[SharedAudio]:
+    """Decode audio into a file in memory, and lend that. Raises what `audio.load` raises, EngineError without room.
+
+    The file is the request's own and has no name: nothing of it can get into another request, nothing is left of it
+    when the last process that has it ends, and the size of `/dev/shm`, which is 64 MB in a container, is no limit.
     """
+    started = time.monotonic()
     with ExitStack() as stack:
         try:
             file = os.memfd_create("whisperlib-audio")
             stack.callback(os.close, file)
             with open(file, "wb", closefd=False) as writer:
-                writer.write(samples.data)
+                audio.load_into(writer, source, max_seconds=max_seconds)
+                n_bytes = writer.tell()
+        except AudioError:
+            raise  # also where there is no such file, which is an OSError, too
         except OSError as error:
             raise EngineError(f"the audio cannot be handed to the engine's process: {error.strerror}") from error
-        yield file
+        yield SharedAudio(file, n_bytes // SAMPLE_BYTES, started, time.monotonic() - started)
 
 
 def mapped(file: int) -> Samples:
     """Return the samples in a file that `shared` lent, read only and without a copy; the file is closed."""
     try:
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE  # its pages are there: one call, and no fault for each
-        return np.frombuffer(mmap.mmap(file, 0, flags=flags, prot=mmap.PROT_READ), np.float32)
+        return np.frombuffer(mmap.mmap(file, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ), np.float32)
     finally:
         os.close(file)

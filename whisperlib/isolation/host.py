@@ -38,7 +38,7 @@ from whisperlib.isolation.messages import (
     Settled,
 )
 from whisperlib.options import CancelToken
-from whisperlib.results import LanguageGuess, Transcription
+from whisperlib.results import LanguageGuess, Segment, Transcription
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +127,10 @@ class _Host:
         except BaseException as error:
             self._fail(order.call, error)
         else:
-            self._channel.send(Done(order.call, result))
             stopped = isinstance(result, Transcription) and not result.complete
+            if isinstance(result, Transcription):
+                result = replace(result, text="", segments=())  # which were sent as they were settled
+            self._channel.send(Done(order.call, result))
         finally:
             del self._cancels[order.call]
         if stopped:
@@ -136,16 +138,16 @@ class _Host:
 
     def _work(self, order: Ask, audio: Decoded, cancel: CancelToken) -> Transcription | LanguageGuess:
         progress = partial(self._report, order.call) if order.progress else None
-        options = order.options.replace(cancel=cancel, progress=progress)
+        options = order.options.model_copy(update={"cancel": cancel, "progress": progress})
         if order.kind == "detect_language":
             return self._engine.detect_language(audio, options)
-        if order.kind == "transcribe":
-            return self._engine.transcribe(audio, options)
-        with self._engine.stream(audio, options) as stream:
-            self._channel.send(Queued(order.call, stream.cache))
-            for segment in stream:
-                self._channel.send(Settled(order.call, segment))
-            return stream.result
+        job = self._engine.start(audio, options, partial(self._give_out, order.call))
+        if order.kind == "stream":
+            self._channel.send(Queued(order.call, job.cache))
+        return job.result()
+
+    def _give_out(self, call: int, segment: Segment) -> None:
+        self._channel.send(Settled(call, segment))
 
     def _report(self, call: int, fraction: float) -> None:
         self._channel.send(Progressed(call, fraction))

@@ -79,7 +79,7 @@ class Queued:
 
 @dataclass(frozen=True)
 class Settled:
-    """A segment of a streamed request, in order."""
+    """A segment of a request, in order."""
 
     call: int
     segment: Segment
@@ -95,7 +95,7 @@ class Progressed:
 
 @dataclass(frozen=True)
 class Done:
-    """The last of a request: its result."""
+    """The last of a request: its result; of a Transcription all but text and segments, which came before."""
 
     call: int
     result: Any

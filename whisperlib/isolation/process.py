@@ -12,7 +12,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing import Pipe
 
 from whisperlib import assets
@@ -94,19 +93,20 @@ class EngineProcess:
         name = signal.Signals(-status).name
         return f"ended by {name}" + (", as the system does where memory runs out" if name == "SIGKILL" else "")
 
-    def ask(self, call: Call, make: Callable[[int], Ask | Query], file: int | None = None) -> int:
-        """Send what `make` makes for a number, and its samples; return the number.
+    def ask(self, call: Call, make: Callable[[int], Ask | Query], file: int | None = None) -> int | None:
+        """Send what `make` makes for a number, and its samples; return the number, and tell `call` however it ends.
 
-        However it ends, also where the process has ended already, `call` is told.
+        None where the process has ended and took up nothing of it: `call` is told nothing.
         """
         with self._lock:
             number = next(self._numbers)
-            if not self._last_words:
-                self._calls[number] = call
-                self._send(make(number), file)
+            if self._last_words:
+                return None
+            self._calls[number] = call
+            if self._send(make(number), file):
                 return number
-        call.take(Failed(number, _own(self._last_words)))
-        return number
+            del self._calls[number]
+            return None
 
     def cancel(self, number: int) -> None:
         """Stop a request; one that has ended is ignored."""
@@ -126,9 +126,13 @@ class EngineProcess:
             self._process.kill()
             self._ended.wait()
 
-    def _send(self, order: Order, file: int | None = None) -> None:
-        with suppress(OSError):  # it has ended: the thread that listens finds out, and tells all
+    def _send(self, order: Order, file: int | None = None) -> bool:
+        """Send; return whether it was still there. The thread that listens finds out, and tells all."""
+        try:
             self._channel.send(order, file)
+        except OSError:
+            return False
+        return True
 
     def _listen(self) -> None:
         try:

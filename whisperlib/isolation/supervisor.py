@@ -66,8 +66,10 @@ class Supervisor:
         assert self._loaded  # noqa: S101 (else __init__ has raised)
         return self._loaded
 
-    def ready(self, interrupt: Interrupt, max_wait_seconds: float | None) -> EngineProcess:
-        """Return the process that has the model; while another is started, wait for that.
+    def ready(
+        self, interrupt: Interrupt, max_wait_seconds: float | None, ended: EngineProcess | None = None
+    ) -> EngineProcess:
+        """Return the process that has the model; while another is started, wait for that. `ended` is not it any more.
 
         Raises OverloadedError where that takes longer than `max_wait_seconds`, what `interrupt` says, and
         EngineCrashedError or ModelError where none is started.
@@ -78,7 +80,7 @@ class Supervisor:
             try:
                 while True:
                     interrupt.check()
-                    if process := self._usable():
+                    if (process := self._usable()) and process is not ended:
                         return process
                     waited, remaining = time.monotonic() - started, interrupt.remaining_seconds()
                     if max_wait_seconds is not None:
@@ -131,7 +133,8 @@ class Supervisor:
         if process is None:
             return None
         call = Call()
-        process.ask(call, lambda number: Query(number, what))
+        if process.ask(call, lambda number: Query(number, what)) is None:
+            return None
         try:
             return call.future.result(QUERY_SECONDS)
         except (WhisperlibError, FutureTimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import cast
@@ -84,10 +85,11 @@ class _Engine(Collector):
 
     def collect(self) -> Iterator[Metric]:
         service = self._service
+        resident_bytes = sum(map(system.resident_bytes, {os.getpid(), *service.pool.process_ids()}))
         values: list[tuple[str, str, float]] = [
             ("whisper_ready", "1 while the model is loaded and requests are taken.", service.phase == "ready"),
             ("whisper_in_flight_requests", "Requests that are inside.", service.in_flight),
-            ("whisper_resident_memory_bytes", "Resident memory of this process.", system.resident_bytes()),
+            ("whisper_resident_memory_bytes", "Of this process and of those that have models.", resident_bytes),
         ]
         try:
             adapter = service.adapter
