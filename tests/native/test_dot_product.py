@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from cffi import FFI
@@ -15,14 +17,15 @@ FLOAT_EPSILON = 1.2e-7
 def test_it_is_summed_in_floats_to_the_end_of_the_row(length: int) -> None:
     ffi = FFI()
     ffi.cdef("void ggml_vec_dot_f16(int, float *, size_t, const void *, size_t, const void *, size_t, int);")
-    library = ffi.dlopen(str(variants.choose("cpu").directory / "libggml-cpu.so"))
+    library: Any = ffi.dlopen(str(variants.choose("cpu").directory / "libggml-cpu.so"))
     rng = np.random.default_rng(length)
     rows = rng.standard_normal((2, length + 64)).astype(np.float16)
     rows[:, length:] = np.nan  # what lies behind is not the row's
-    x, y = (np.ascontiguousarray(row) for row in rows)
+    x, y = rows
     found = ffi.new("float *")
 
-    library.ggml_vec_dot_f16(length, found, 0, ffi.from_buffer(x), 0, ffi.from_buffer(y), 0, 1)
+    x_data, y_data = (ffi.cast("void *", row.ctypes.data) for row in rows)
+    library.ggml_vec_dot_f16(length, found, 0, x_data, 0, y_data, 0, 1)
 
     products = x[:length].astype(np.float64) * y[:length]
     assert abs(found[0] - products.sum()) <= 8 * FLOAT_EPSILON * np.abs(products).sum()
