@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -40,11 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10, help="length of the long file (10)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory of the results (docs/performance)")
     parser.add_argument("--claims", action="store_true", help="only print what is claimed beside what was measured")
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(arguments)
     if options.rounds < 1 or options.threads < 1 or options.minutes <= 0:
         parser.error("give at least one round, one thread, and a file with some length")
     if options.claims:
         return print_claims(options.output)
+    command = "make bench" + (f" ARGS={shlex.quote(shlex.join(arguments))}" if arguments else "")
     plan = cases.Plan(
         size=options.size,
         kind=options.weights,
@@ -57,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in options.case or cases.CASES:
             if cases.names_of(name, plan):
-                judge(name, plan, options.output)
+                judge(name, plan, options.output, command)
             else:
                 print(f"{name}: none of the engines that were asked for takes part")
     except (WhisperlibError, OSError, ValueError) as error:
@@ -66,11 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def judge(name: str, plan: cases.Plan, output: Path) -> dict[str, Any]:
-    """Run one case, print its tables, and write the results with it."""
+def judge(name: str, plan: cases.Plan, output: Path, command: str) -> dict[str, Any]:
+    """Run one case, print its tables, and write the results with it. `command` is how it was asked for."""
     about = machine.describe()
     started = time.monotonic()
     case = {
+        "command": command,
+        "commit": machine.commit(),
         "model": plan.size,
         "weights": plan.file_kind,
         "threads": None if name == "quota" else plan.threads,  # there each engine chooses

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.ggml_file import REPOSITORY
 from whisperlib import system
 
 PERIOD_MICROSECONDS = 100_000
@@ -33,6 +34,15 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def commit() -> str | None:
+    """Return what is measured: the commit that is checked out, `-dirty` where files differ; None outside of git."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def slug(about: dict[str, Any]) -> str:

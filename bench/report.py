@@ -181,6 +181,8 @@ def _described(machine: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:
         f"{case['model']}, whisper.cpp's files in {case['weights']}, {_threads(case)}, rounds: {rounds}, load average "
         f"{case['load_before']} before."
     )
+    if command := case.get("command"):
+        yield f"`{command}`" + (f", of commit {case['commit']}." if case["commit"] else ".")
     yield from ("; ".join(case["notes"]) + ".",) if case["notes"] else ()
     if case["load_before"] > machine["cores"]:
         yield "**Other work, or the case before, kept the machine busy: quote ratios, not these seconds.**"

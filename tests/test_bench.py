@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -280,6 +281,19 @@ def clips_case(**seconds: float) -> dict[str, Any]:
         trial = Trial("30 s, greedy", Request("a.wav", 30.0, 1))
         made.add(trial, engine.replace("_", "-"), answer(each))
     return {"model": "small", "weights": "q8_0", "threads": 2, "load_before": 0.1, **figures.of_outcome(made)}
+
+
+def test_a_page_says_how_its_figures_were_made() -> None:
+    case = clips_case(whisperlib_balanced=3.0)
+    results = {"machine": described(ZEN_4), "cases": {"clips": case}}
+    assert "make bench ARGS" not in report.page(results).partition("## clips")[2], "those of before do not say"
+    case |= {"command": "make bench ARGS='--rounds 2'", "commit": "0123456789"}
+    assert "`make bench ARGS='--rounds 2'`, of commit 0123456789." in report.page(results)
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this is no git checkout")
+def test_the_commit_that_is_measured_is_named() -> None:
+    assert re.fullmatch(r"[0-9a-f]{10,}(-dirty)?", machine.commit() or "")
 
 
 def small(**case: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ the workers of other engines import this module too.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class Adapter(Base):
             models.accelerate(model)
 
     def __init__(self, setup: Setup) -> None:
+        import whisperlib  # noqa: PLC0415
         from whisperlib import WhisperLibraryAdapter  # noqa: PLC0415
         from whisperlib.settings import Settings  # noqa: PLC0415
 
@@ -50,7 +52,12 @@ class Adapter(Base):
         options = without({"threads": setup.threads, "device": "cpu"})
         self.whisper = WhisperLibraryAdapter(models.ggml(setup.size, setup.kind), settings=settings, **options)
         config = self.whisper.config
-        self.version = f"{config.library_version} {config.compute_type}, encoder {config.encoder}"
+        self.version = (
+            f"{whisperlib.__version__} on whisper.cpp {config.library_version} in {config.compute_type}, "
+            f"encoder {config.encoder}"
+        )
+        if variant.encoder == "openvino":
+            self.version += f", OpenVINO {importlib.metadata.version('openvino')}"
         logging.getLogger("whisperlib").setLevel(logging.ERROR)
 
     def transcribe(self, request: Request) -> Reply:
