@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import pytest
 
-from whisperlib import WhisperLibraryAdapter, assets, audio, loader, stt, variants
+from whisperlib import WhisperLibraryAdapter, assets, audio, binding, encoder, loader, stt, variants
 from whisperlib.pcm import Samples
 from whisperlib.settings import get_settings
 
@@ -44,6 +45,14 @@ def adapter() -> Iterator[WhisperLibraryAdapter]:
     """The micro model, two requests at a time, one thread each."""
     with WhisperLibraryAdapter("micro", threads=1, concurrency=2) as whisper:
         yield whisper
+
+
+@pytest.fixture(scope="session")
+def accelerated_model(tmp_path_factory: pytest.TempPathFactory, library_dir: Path) -> Path:
+    """Path of a copy of the micro model that has its OpenVINO encoder beside it; do not change it."""
+    model = Path(shutil.copy(assets.MICRO_MODEL, tmp_path_factory.mktemp("accelerated")))
+    encoder.accelerate(model, binding.load(library_dir))
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,14 @@ def test_the_page_tells_what_each_sets() -> None:
             assert said.startswith(str(value).lower() if isinstance(value, bool) else str(value)), (profile, name)
 
 
+def test_the_page_tells_what_is_heard_otherwise() -> None:
+    lines = (ROOT / "docs/profiles.md").read_text(encoding="utf-8").splitlines()
+    for heard in DIFFERENT.values():
+        for file, text in heard.items():
+            (row,) = [line for line in lines if line.startswith(f"| {file.removesuffix('.flac')}: ")]
+            assert f'"{text}"' in row
+
+
 def test_profiles_set_the_same_options() -> None:
     assert list(_DEFAULTS) == list(PROFILES) == list(get_args(Settings.model_fields["profile"].annotation))
     assert len({tuple(defaults) for defaults in _DEFAULTS.values()}) == 1

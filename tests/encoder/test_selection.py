@@ -12,6 +12,7 @@ import pytest
 from whisperlib import WhisperLibraryAdapter, assets, encoder
 from whisperlib.encoder import Choice, files
 from whisperlib.errors import ModelError, ModelFileError, ModelNotFoundError
+from whisperlib.options import Profile
 from whisperlib.pcm import Samples
 from whisperlib.settings import Settings
 
@@ -68,19 +69,21 @@ def test_one_that_was_not_compared_in_the_best_precision_runs_in_the_next(
     assert "was not compared with ggml's encoder in auto" in choose(accelerated_model).reason
 
 
+@pytest.mark.parametrize("profile", ["balanced", "fast"])
 def test_an_adapter_runs_it_and_says_so(
     accelerated_model: Path,
     references: dict[str, dict[str, Any]],
     adapter: WhisperLibraryAdapter,
     sample: Callable[[str], Samples],
+    profile: Profile,
 ) -> None:
     assert adapter.config.encoder == "ggml"
     assert "no OpenVINO encoder beside it" in adapter.config.encoder_reason
     with WhisperLibraryAdapter(accelerated_model, threads=1, concurrency=2) as accelerated:
         assert accelerated.config.encoder == f"openvino {files.precisions()[0]}"
         for name in references:
-            expected = adapter.transcribe(sample(name))
-            got = accelerated.transcribe(sample(name))
+            expected = adapter.transcribe(sample(name), profile=profile)
+            got = accelerated.transcribe(sample(name), profile=profile)
             assert (got.text, got.language) == (expected.text, expected.language), name
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -19,6 +22,8 @@ from tests.web.busy_engine import WAIT_SECONDS, busy
 from tests.web.conftest import MakeApp
 from tests.web.test_running import AUDIO, TEXT, file_server, send_audio
 from whisperlib import assets, formats
+from whisperlib.binding import EncoderWindow
+from whisperlib.encoder.engine import OpenVinoEncoder
 from whisperlib.errors import EngineError
 from whisperlib.formats import MEDIA_TYPES
 from whisperlib.job import TranscriptionStream
@@ -266,6 +271,29 @@ def test_a_failure_within_a_stream_is_its_last_event(
     assert [name for name, _ in events if name not in {"progress", "segment"}] == ["error"]
     assert events[-1][0] == "error"
     assert events[-1][1]["error"]["code"] == "engine_failed"
+    assert service.in_flight == 0
+
+
+def test_a_failure_of_the_openvino_encoder_is_told_and_the_next_request_is_right(
+    make_app: MakeApp, accelerated_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = OpenVinoEncoder.__call__
+
+    def refuse(self: OpenVinoEncoder, window: EncoderWindow) -> None:
+        """Give OpenVINO a mel band too many."""
+        encode(self, dataclasses.replace(window, mel=np.vstack([window.mel, window.mel[:1]])))
+
+    app = make_app(model_size=str(accelerated_model), encoder="openvino")
+    client, service = app.test_client(), app.extensions["whisper_service"]
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenVinoEncoder, "__call__", refuse)
+        with pytest.raises(EngineError, match="the OpenVINO encoder failed: "):
+            service.adapter.transcribe(AUDIO)
+        response = post(client)
+        assert (response.status_code, response.get_json()["error"]["code"]) == (500, "engine_failed")
+        events = events_of(post(client, stream="true"))
+        assert (events[-1][0], events[-1][1]["error"]["code"]) == ("error", "engine_failed")
+    assert post(client).get_json()["text"] == TEXT
     assert service.in_flight == 0
 
 
