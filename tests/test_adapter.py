@@ -439,7 +439,7 @@ class TestConcurrency:
             assert second.config.sharing_reason.startswith("remembered, ")
             assert second.config.threads == first.config.threads
         with WhisperLibraryAdapter("micro", settings=settings, threads=1) as third:
-            assert (third.config.sharing_reason, third.config.concurrency) == ("2 cores may be used", 2)
+            assert (third.config.sharing_reason, third.config.concurrency) == ("threads set; 2 cores may be used", 2)
 
 
 class TestLanes:
@@ -508,8 +508,10 @@ def test_the_config_and_the_log_say_what_runs(caplog: pytest.LogCaptureFixture) 
         assert config.beam_size == 5
         assert config.resident_bytes > 10_000_000
         line = next(record.message for record in caplog.records if "loaded micro" in record.message)
-        for part in (config.instance_id, "f16", "on cpu", "1 × 1 threads", "warmed up in", "MB resident"):
+        sharing = f"1 × 1 threads ({config.sharing_reason})"
+        for part in (config.instance_id, "f16", "on cpu", sharing, "warmed up in", "MB resident"):
             assert part in line
+        assert config.sharing_reason.startswith("threads and concurrency set; ")
 
 
 def test_two_adapters_share_a_process(adapter: WhisperLibraryAdapter, sample: Sample) -> None:

@@ -185,8 +185,8 @@ class WhisperLibraryAdapter:
             resident_bytes=system.resident_bytes(),
         )
         logger.info(
-            "instance %s: loaded %s (%s) on %s, encoder %s (%s), with %d × %d threads in %.2f s, warmed up in %.2f s, "
-            "%.0f MB resident",
+            "instance %s: loaded %s (%s) on %s, encoder %s (%s), with %d × %d threads (%s) in %.2f s, "
+            "warmed up in %.2f s, %.0f MB resident",
             instance_id,
             model_file.name,
             model_file.quantization,
@@ -195,6 +195,7 @@ class WhisperLibraryAdapter:
             encoder_choice.reason,
             self._concurrency,
             self._threads,
+            plan.reason,
             load_seconds,
             warm_up_seconds,
             self._config.resident_bytes / 1e6,
@@ -384,11 +385,14 @@ class WhisperLibraryAdapter:
         `context` waits for the model.
         """
         cores = system.cpu_allowance().cores
-        if threads or concurrency or cores == 1 or choice.device != "cpu" or not self.settings.measure_threads:
-            return tuning.by_cores(cores, threads, concurrency)
+        facts = tuning.facts(library, self._model)
+        may_measure = choice.device == "cpu" and self.settings.measure_threads
+        plan = tuning.known(cores, facts, threads=threads, concurrency=concurrency, may_measure=may_measure)
+        if plan:
+            return plan
         samples = audio.load(assets.SAMPLES / TUNING_SAMPLE)
 
-        def measure(n_threads: int) -> float:
+        def run(n_threads: int) -> float:
             arguments = FullArguments(
                 n_threads=n_threads,
                 language="en",
@@ -402,9 +406,7 @@ class WhisperLibraryAdapter:
                 state.full(arguments, samples)
                 return time.monotonic() - started
 
-        build = str(library.build.get("key", library.directory))
-        facts = (system.machine_id(), build, self._model.name, self._model.quantization, str(self._model.size))
-        return tuning.by_measurement(cores, facts, measure)
+        return tuning.measure(cores, facts, run)
 
     def _choose_encoder(self, device: str, library: Library) -> tuple[encoder.Choice, binding.Encoder | None]:
         choice = encoder.choose(
