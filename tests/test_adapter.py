@@ -509,8 +509,10 @@ def test_the_config_and_the_log_say_what_runs(caplog: pytest.LogCaptureFixture) 
         assert config.resident_bytes > 10_000_000
         line = next(record.message for record in caplog.records if "loaded micro" in record.message)
         sharing = f"1 × 1 threads ({config.sharing_reason})"
-        for part in (config.instance_id, "f16", "on cpu", sharing, "warmed up in", "MB resident"):
+        running = f"encoder {config.encoder} ({config.encoder_reason})"
+        for part in (config.instance_id, "f16", "on cpu", running, sharing, "warmed up in", "MB resident"):
             assert part in line
+        assert running.startswith("encoder ggml (ggml-micro-f16.bin has no OpenVINO encoder beside it: ")
         assert config.sharing_reason.startswith("threads and concurrency set; ")
 
 

@@ -174,6 +174,11 @@ def test_tells_which_encoder_the_default_model_runs_and_why(monkeypatch: pytest.
     told = info.collect(parts=["encoder"])["encoder"]
     assert (told["runs"], told["reason"]) == ("ggml", "asked for")
     assert told["model"].endswith("ggml-micro-f16.bin")
+    monkeypatch.setenv("WHISPER_ENCODER", "auto")
+    get_settings.cache_clear()
+    told = info.collect(parts=["encoder"])["encoder"]
+    assert told["runs"] == "ggml"
+    assert told["reason"].startswith("ggml-micro-f16.bin has no OpenVINO encoder beside it: ")
 
 
 class TestThreads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,11 +74,15 @@ def test_an_adapter_runs_it_and_says_so(
     references: dict[str, dict[str, Any]],
     adapter: WhisperLibraryAdapter,
     sample: Callable[[str], Samples],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert adapter.config.encoder == "ggml"
     assert "no OpenVINO encoder beside it" in adapter.config.encoder_reason
+    caplog.set_level(logging.INFO, "whisperlib")
     with WhisperLibraryAdapter(accelerated_model, threads=1, concurrency=2) as accelerated:
         assert accelerated.config.encoder == f"openvino {files.precisions()[0]}"
+        assert accelerated.config.encoder_reason.startswith("made and verified; it differs from ggml's encoder by ")
+        assert f"encoder {accelerated.config.encoder} ({accelerated.config.encoder_reason})" in caplog.text
         for name in references:
             expected = adapter.transcribe(sample(name))
             got = accelerated.transcribe(sample(name))
