@@ -416,14 +416,21 @@ class WhisperLibraryAdapter:
             device=device,
             takes_encoder=library.takes_encoder,
         )
-        if not choice.accelerated:
-            return choice, None
-        try:
-            return choice, encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
-        except ModelFileError as error:
-            if self.settings.encoder == "openvino":
-                raise
-            return encoder.Choice("ggml", str(error)), None
+        engine = None
+        if choice.accelerated:
+            try:
+                engine = encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
+            except ModelFileError as error:
+                if self.settings.encoder == "openvino":
+                    raise
+                choice = encoder.Choice("ggml", str(error), refused=True)
+        if choice.refused:
+            logger.warning(
+                "the OpenVINO encoder beside %s is not used, and ggml's takes several times as long: %s",
+                self._model.path,
+                choice.reason,
+            )
+        return choice, engine
 
     def _tidy_up(self) -> None:
         """Leave an idle engine as the next request wants it; called in an engine thread, behind the last result.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +97,53 @@ def test_an_adapter_that_is_asked_for_it_fails_without(tmp_path: Path) -> None:
         WhisperLibraryAdapter(model, settings=Settings(encoder="openvino"))
 
 
-def test_a_cut_off_one_is_left_for_ggmls_unless_it_was_asked_for(accelerated_model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def own_model(accelerated_model: Path, tmp_path: Path) -> Path:
+    """Path of a model with its encoder that a test may damage."""
     shutil.copytree(accelerated_model.parent, tmp_path / "model")
-    model = tmp_path / "model" / accelerated_model.name
+    return tmp_path / "model" / accelerated_model.name
+
+
+def cut_off(model: Path) -> None:
     weights = encoder.find(model).graph.with_suffix(".bin")
     weights.write_bytes(weights.read_bytes()[:1000])
-    with WhisperLibraryAdapter(model, threads=1) as whisper:
+
+
+def say_of_it(model: Path, /, **changes: object) -> None:
+    about = encoder.find(model).directory / files.ABOUT
+    about.write_text(json.dumps({**json.loads(about.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def test_a_cut_off_one_is_left_for_ggmls_unless_it_was_asked_for(own_model: Path) -> None:
+    cut_off(own_model)
+    with WhisperLibraryAdapter(own_model, threads=1) as whisper:
         assert whisper.config.encoder == "ggml"
         assert "encoder.xml cannot be used" in whisper.config.encoder_reason
     with pytest.raises(ModelFileError, match=r"encoder\.xml cannot be used: .*; make it anew"):
-        WhisperLibraryAdapter(model, settings=Settings(encoder="openvino"))
+        WhisperLibraryAdapter(own_model, settings=Settings(encoder="openvino"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut_off, "encoder.xml cannot be used: "),
+        (partial(say_of_it, format=1), "was made by another version of whisperlib: "),
+        (partial(say_of_it, model="another"), "was made from another file than ggml-micro-f16.bin: "),
+    ],
+)
+def test_a_refused_one_is_warned_of(
+    own_model: Path, damage: Callable[[Path], None], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(own_model)
+    WhisperLibraryAdapter(own_model, threads=1).close()
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert line.startswith(
+        f"the OpenVINO encoder beside {own_model} is not used, and ggml's takes several times as long"
+    )
+    assert reason in line
+    assert "`whisperlib models accelerate" in line
+
+
+def test_one_that_is_not_there_is_no_cause_for_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    WhisperLibraryAdapter(Path(shutil.copy(assets.MICRO_MODEL, tmp_path)), threads=1).close()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -35,7 +35,9 @@ class OpenVinoEncoder:
             compiled = core.compile_model(str(xml), "CPU", properties)
             requests = [compiled.create_infer_request() for _ in range(concurrency)]
         except RuntimeError as error:
-            raise ModelFileError(f"{xml} cannot be used: {_first_line(error)}; make it anew") from None
+            raise ModelFileError(
+                f"{xml} cannot be used: {_first_line(error)}; make it anew with `whisperlib models accelerate`"
+            ) from None
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for request in requests:
             self._idle.put(request)

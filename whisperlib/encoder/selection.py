@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Choice:
     """The encoder that runs: `name` is "ggml", or "openvino" with its `precision`; `reason` is for people.
 
-    `computes_in` is what an int8 encoder does the rest in; else it is the precision.
+    `computes_in` is what an int8 encoder does the rest in; else it is the precision. `refused`: OpenVINO's lies beside
+    the model but cannot be used.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Choice:
     precision: str | None = None
     computes_in: str = ""
     accelerated: Accelerated | None = None
+    refused: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.precision}" if self.precision else self.name
@@ -44,7 +46,7 @@ def choose(model: Path, *, wanted: str, precision: str, device: str, takes_encod
     except ModelError as error:
         if wanted == "openvino":
             raise
-        return Choice("ggml", str(error))
+        return Choice("ggml", str(error), refused=isinstance(error, ModelFileError))
 
 
 def _openvino(model: Path, precision: str, device: str, takes_encoder: bool, *, asked: bool) -> Choice:
