@@ -21,10 +21,10 @@ class Stopwatch:
 
     def __init__(self, gain: float) -> None:
         self.gain = gain
-        self.asked: list[int] = []
+        self.asked: list[tuple[int, int]] = []
 
-    def __call__(self, threads: int) -> float:
-        self.asked.append(threads)
+    def __call__(self, threads: int, states: int) -> float:
+        self.asked.append((threads, states))
         return 1.0 / (1.0 + self.gain * (threads - 1))
 
 
@@ -46,7 +46,7 @@ def test_by_cores(cores: int, threads: int | None, concurrency: int | None, expe
     assert plan.seconds == {}
 
 
-@pytest.mark.parametrize(("cores", "tried"), [(1, (1,)), (2, (2, 1)), (6, (6, 3, 1)), (64, (8, 4, 2, 1))])
+@pytest.mark.parametrize(("cores", "tried"), [(1, (1,)), (2, (1, 2)), (6, (1, 3, 6)), (64, (1, 2, 4, 8))])
 def test_the_most_threads_and_halves_of_them_are_tried(cores: int, tried: tuple[int, ...]) -> None:
     assert tuning.candidates(cores) == tried
 
@@ -68,7 +68,7 @@ def test_it_is_known_after_one_measurement_for_the_same_facts_and_cores() -> Non
     assert tuning.known(2, ["cpu", "build"]) is None
     watch = Stopwatch(1.0)
     measured = tuning.measure(2, ["cpu", "build"], watch)
-    assert watch.asked == [2, 1, 2, 1]
+    assert watch.asked == [(1, 2), (1, 2), (2, 1), (2, 1)]
     known = tuning.known(2, ["cpu", "build"])
     assert known
     assert (known.threads, known.concurrency, known.seconds) == (2, 1, measured.seconds)

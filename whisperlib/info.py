@@ -13,6 +13,7 @@ from typing import Any
 from whisperlib import __version__, _openmp, binding, cache, encoder, enhance, models, system, tuning, variants
 from whisperlib.binding import Candidate, Library
 from whisperlib.errors import LibraryNotFoundError, WhisperlibError
+from whisperlib.models import ModelFile
 from whisperlib.settings import PREFIX, Settings, get_settings, without_credentials
 from whisperlib.variants import Choice
 
@@ -227,17 +228,21 @@ def _models() -> dict[str, Any]:
 
 def _encoder() -> dict[str, Any]:
     """Tell which encoder the default model would run on this machine's CPU, and why."""
+    model = models.resolve(device="cpu")
+    choice = _encoder_of(model)
+    return {"model": str(model.path), "runs": str(choice), "reason": choice.reason, "openvino": _version("openvino")}
+
+
+def _encoder_of(model: ModelFile) -> encoder.Choice:
     settings = get_settings()
-    model = models.resolve(device="cpu", settings=settings).path
     library = binding.loaded()
-    choice = encoder.choose(
-        model,
+    return encoder.choose(
+        model.path,
         wanted=settings.encoder,
         precision=settings.encoder_precision,
         device="cpu",
         takes_encoder=library is None or library.takes_encoder,
     )
-    return {"model": str(model), "runs": str(choice), "reason": choice.reason, "openvino": _version("openvino")}
 
 
 def _threads() -> dict[str, Any]:
@@ -250,10 +255,10 @@ def _threads() -> dict[str, Any]:
     library = binding.loaded()
     if library is None:
         raise LibraryNotFoundError("what was measured is told only where the native libraries are loaded")
-    model = models.resolve(device="cpu", settings=settings)
+    model = models.resolve(device="cpu")
     plan = tuning.known(
         system.cpu_allowance().cores,
-        tuning.facts(library, model),
+        tuning.facts(library, model, str(_encoder_of(model))),
         threads=settings.threads or None,
         concurrency=settings.concurrency or None,
         may_measure=settings.measure_threads,

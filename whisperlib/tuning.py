@@ -39,10 +39,10 @@ class Plan:
     seconds: dict[int, float]
 
 
-def facts(library: Library, model: ModelFile) -> tuple[str, ...]:
-    """Return what a measurement holds for, beside the cores: machine, build and model."""
+def facts(library: Library, model: ModelFile, encoder: str) -> tuple[str, ...]:
+    """Return what a measurement holds for, beside the cores: machine, build, model, and what runs the encoder."""
     build = str(library.build.get("key", library.directory))
-    return system.machine_id(), build, model.name, model.quantization, str(model.size)
+    return system.machine_id(), build, model.name, model.quantization, str(model.size), encoder
 
 
 def known(
@@ -68,17 +68,17 @@ def by_cores(cores: int, threads: int | None = None, concurrency: int | None = N
     given = [name for name, value in (("threads", threads), ("concurrency", concurrency)) if value]
     reason = f"{' and '.join(given)} set; " if given else ""
     threads = threads or max(1, min(MAX_THREADS_PER_STATE, cores // (concurrency or 1)))
-    return Plan(threads, concurrency or _states(cores, threads), f"{reason}{cores} cores may be used", {})
+    return Plan(threads, concurrency or states(cores, threads), f"{reason}{cores} cores may be used", {})
 
 
-def measure(cores: int, facts: Sequence[str], run: Callable[[int], float]) -> Plan:
+def measure(cores: int, facts: Sequence[str], run: Callable[[int, int], float]) -> Plan:
     """Choose the fewest threads a state that are about as fast as the best, and as many states as then fit.
 
-    `run` runs a request with so many threads and returns its seconds. The answer is remembered for `facts`, on which
-    it depends.
+    `run` is given a number of threads and of states, runs one request so, and returns its seconds. The answer is
+    remembered for `facts`, on which it depends.
     """
-    rounds = [{threads: run(threads) for threads in candidates(cores)} for _ in range(ROUNDS)]
-    seconds = {threads: min(each[threads] for each in rounds) for threads in candidates(cores)}
+    # All rounds of one number before the next: an encoder of OpenVINO's is compiled for each.
+    seconds = {n: min(run(n, states(cores, n)) for _ in range(ROUNDS)) for n in candidates(cores)}
     _write(_cache_file(cores, facts), seconds)
     return _as_measured(cores, seconds, "measured")
 
@@ -87,21 +87,25 @@ def _as_measured(cores: int, seconds: dict[int, float], how: str) -> Plan:
     fastest = min(seconds.values())
     threads = min(n for n, took in seconds.items() if took <= WORTH_ANOTHER_STATE * fastest)
     tried = ", ".join(f"{n}: {took:.3f} s" for n, took in sorted(seconds.items()))
-    return Plan(threads, _states(cores, threads), f"{how}, by threads: {tried}", seconds)
+    return Plan(threads, states(cores, threads), f"{how}, by threads: {tried}", seconds)
 
 
-def _states(cores: int, threads: int) -> int:
+def states(cores: int, threads: int) -> int:
+    """Return how many states of so many threads fit the cores."""
     return max(1, min(MAX_STATES, cores // threads))
 
 
 def candidates(cores: int) -> tuple[int, ...]:
-    """Return the numbers of threads that are worth trying: the most that one state can use, and halves of it."""
+    """Return the numbers of threads that are worth trying: the most that one state can use, and halves of it.
+
+    The fewest come first: the last is mostly the one that is chosen, and then what was made for it is there.
+    """
     threads = min(MAX_THREADS_PER_STATE, cores)
     found = []
     while threads:
         found.append(threads)
         threads //= 2
-    return tuple(found)
+    return tuple(reversed(found))
 
 
 def _cache_file(cores: int, facts: Sequence[str]) -> Path:

@@ -10,11 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from whisperlib import WhisperLibraryAdapter, assets, encoder
+from whisperlib import WhisperLibraryAdapter, assets, encoder, system
+from whisperlib.binding import EncoderWindow
 from whisperlib.encoder import Choice, files
-from whisperlib.errors import ModelError, ModelFileError, ModelNotFoundError
+from whisperlib.encoder.engine import OpenVinoEncoder
+from whisperlib.errors import EngineError, ModelError, ModelFileError, ModelNotFoundError
 from whisperlib.pcm import Samples
 from whisperlib.settings import Settings
 
@@ -147,3 +150,60 @@ def test_a_refused_one_is_warned_of(
 def test_one_that_is_not_there_is_no_cause_for_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     WhisperLibraryAdapter(Path(shutil.copy(assets.MICRO_MODEL, tmp_path)), threads=1).close()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+class TestMeasurement:
+    """Two cores, and a cache of measurements of the test's own."""
+
+    SETTINGS = Settings(measure_threads=True)
+
+    @pytest.fixture(autouse=True)
+    def _machine(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setattr(system, "cpu_allowance", lambda: system.CpuAllowance(2, None, 2, 2))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def test_it_is_done_with_the_encoder_that_will_run(
+        self, accelerated_model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shared: list[tuple[int, int]] = []
+
+        def share(engine: OpenVinoEncoder, threads: int, concurrency: int) -> None:
+            shared.append((threads, concurrency))
+            real(engine, threads, concurrency)
+
+        real = OpenVinoEncoder.share
+        monkeypatch.setattr(OpenVinoEncoder, "share", share)
+        with WhisperLibraryAdapter(accelerated_model, settings=Settings(measure_threads=True, encoder="ggml")) as ggml:
+            assert ggml.config.sharing_reason.startswith("measured, ")
+        assert shared == []
+        with WhisperLibraryAdapter(accelerated_model, settings=self.SETTINGS) as first:
+            config = first.config
+            assert config.encoder.startswith("openvino ")
+            assert config.sharing_reason.startswith("measured, ")
+        assert list(dict.fromkeys(shared)) == [(1, 2), (2, 1)]
+        assert shared[-1] == (config.threads, config.concurrency)
+        shared.clear()
+        with WhisperLibraryAdapter(accelerated_model, settings=self.SETTINGS) as second:
+            assert second.config.sharing_reason.startswith("remembered, ")
+        assert shared == [(config.threads, config.concurrency)]
+
+    def test_where_openvino_refuses_the_files_it_is_ggmls_that_is_measured(self, own_model: Path) -> None:
+        cut_off(own_model)
+        for how in ("measured, ", "remembered, "):
+            with WhisperLibraryAdapter(own_model, settings=self.SETTINGS) as whisper:
+                assert whisper.config.encoder == "ggml"
+                assert whisper.config.sharing_reason.startswith(how)
+        ggml = Settings(measure_threads=True, encoder="ggml")
+        with WhisperLibraryAdapter(own_model, settings=ggml) as whisper:
+            assert whisper.config.sharing_reason.startswith("remembered, ")
+
+    def test_an_encoder_that_gives_no_numbers_is_found(
+        self, accelerated_model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def encode(_: OpenVinoEncoder, window: EncoderWindow) -> None:
+            window.out.keys.fill(np.nan)
+            window.out.values.fill(np.nan)
+
+        monkeypatch.setattr(OpenVinoEncoder, "__call__", encode)
+        with pytest.raises(EngineError, match="computes no numbers on a bundled clip"):
+            WhisperLibraryAdapter(accelerated_model, settings=self.SETTINGS)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisperlib.binding import Encoder
 from whisperlib.encoder import files
 from whisperlib.errors import ModelError, ModelFileError
 
 if TYPE_CHECKING:
+    from whisperlib.encoder.engine import OpenVinoEncoder
     from whisperlib.encoder.files import Accelerated
 
 
@@ -76,8 +76,8 @@ def _openvino(model: Path, precision: str, device: str, takes_encoder: bool, *, 
     )
 
 
-def load(accelerated: Accelerated, computes_in: str, threads: int, concurrency: int) -> Encoder:
+def load(accelerated: Accelerated, computes_in: str, threads: int, concurrency: int) -> OpenVinoEncoder:
     """Compile the chosen encoder for `concurrency` states of `threads` threads. Raises ModelFileError."""
-    from whisperlib.encoder.engine import OpenVinoEncoder  # noqa: PLC0415  (it imports the extra)
+    from whisperlib.encoder import engine  # noqa: PLC0415  (it imports the extra)
 
-    return OpenVinoEncoder(accelerated.graph, precision=computes_in, threads=threads, concurrency=concurrency)
+    return engine.OpenVinoEncoder(accelerated.graph, precision=computes_in, threads=threads, concurrency=concurrency)
