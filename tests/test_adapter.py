@@ -19,7 +19,7 @@ import pytest
 from tests.web.running_server import wait_until
 from whisperlib import CancelToken, TranscribeOptions, WhisperLibraryAdapter, assets, system
 from whisperlib.adapter import _check_sharing
-from whisperlib.binding import VadContext
+from whisperlib.binding import FullArguments, State, VadContext
 from whisperlib.errors import (
     AudioError,
     ClosedError,
@@ -439,7 +439,28 @@ class TestConcurrency:
             assert second.config.sharing_reason.startswith("remembered, ")
             assert second.config.threads == first.config.threads
         with WhisperLibraryAdapter("micro", settings=settings, threads=1) as third:
-            assert (third.config.sharing_reason, third.config.concurrency) == ("2 cores may be used", 2)
+            assert (third.config.sharing_reason, third.config.concurrency) == ("threads set; 2 cores may be used", 2)
+
+    def test_a_measurement_is_warm_up_enough(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sample: Sample
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(system, "cpu_allowance", lambda: system.CpuAllowance(2, None, 2, 2))
+        runs: list[float] = []
+
+        def full(state: State, arguments: FullArguments, samples: Samples, *more: Any, **named: Any) -> None:
+            runs.append(len(samples) / SAMPLE_RATE)
+            real(state, arguments, samples, *more, **named)
+
+        real = State.full
+        monkeypatch.setattr(State, "full", full)
+        settings = Settings(measure_threads=True)
+        with WhisperLibraryAdapter("micro", settings=settings) as whisper:
+            assert runs == [len(sample("seen_020")) / SAMPLE_RATE] * 4
+            assert whisper.workload().real_time_factor > 0
+        runs.clear()
+        with WhisperLibraryAdapter("micro", settings=settings):
+            assert runs == [1.0, 1.0]
 
 
 class TestLanes:
@@ -508,8 +529,12 @@ def test_the_config_and_the_log_say_what_runs(caplog: pytest.LogCaptureFixture) 
         assert config.beam_size == 5
         assert config.resident_bytes > 10_000_000
         line = next(record.message for record in caplog.records if "loaded micro" in record.message)
-        for part in (config.instance_id, "f16", "on cpu", "1 × 1 threads", "warmed up in", "MB resident"):
+        sharing = f"1 × 1 threads ({config.sharing_reason})"
+        running = f"encoder {config.encoder} ({config.encoder_reason})"
+        for part in (config.instance_id, "f16", "on cpu", running, sharing, "warmed up in", "MB resident"):
             assert part in line
+        assert running.startswith("encoder ggml (ggml-micro-f16.bin has no OpenVINO encoder beside it: ")
+        assert config.sharing_reason.startswith("threads and concurrency set; ")
 
 
 def test_two_adapters_share_a_process(adapter: WhisperLibraryAdapter, sample: Sample) -> None:

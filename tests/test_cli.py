@@ -686,7 +686,13 @@ class TestOtherCommands:
         shown = invoke("info").stdout
         assert str(library_dir) in shown
         assert re.search(r"WHISPER_MODEL_SIZE +micro  \(set\)", shown)
+        encoder = (
+            r"Encoder on the CPU\n +of the default model +ggml\n +reason +ggml-micro-f16\.bin has no OpenVINO encoder"
+        )
+        assert re.search(encoder, shown)
         assert re.search(r"Cache of results\n +place +off\n", shown)
+        assert re.search(r"Threads on the CPU\n +requests at once × threads +\d+ × 1\n +reason +threads set; ", shown)
+        assert re.search(r"\n +set by +WHISPER_THREADS\n", shown)
         told = json.loads(invoke("info", "--json").stdout)
         assert told["libraries"]["chosen"]["directory"] == str(library_dir)
 

@@ -21,8 +21,10 @@ from click.testing import CliRunner
 
 from tests.conftest import ROOT
 from tests.web.running_server import running_server
-from whisperlib import assets, models
+from whisperlib import assets, encoder, models
 from whisperlib.cli import cli, prepare
+from whisperlib.encoder.files import ABOUT, directory_of
+from whisperlib.errors import ModelFileError
 from whisperlib.models import Artifact, Model
 from whisperlib.models.disk import sha256_of
 from whisperlib.settings import get_settings
@@ -113,6 +115,37 @@ class TestEntrypoint:
         assert "comparing" not in again.stderr
         assert "whisperlib: encoder openvino " in again.stderr
         assert first.stdout == again.stdout
+
+    def test_an_encoder_that_is_refused_is_made_anew(self, tmp_path: Path) -> None:
+        model = Path(shutil.copy(assets.MICRO_MODEL, tmp_path))
+        assert "whisperlib: encoder ggml (" in entrypoint("prepare", model_size=str(model)).stderr
+        about = directory_of(model, "float") / ABOUT
+        about.parent.mkdir()
+        about.write_text('{"kind": "float", "format": 0, "model": "", "relative_errors": {}}')
+        told = entrypoint("prepare", model_size=str(model)).stderr
+        assert "encoder: comparing in f32" in told
+        assert "whisperlib: encoder openvino " in told
+        assert encoder.find(model).relative_errors["f32"] < 0.01
+        assert "comparing" not in entrypoint("prepare", model_size=str(model)).stderr
+
+    def test_a_start_does_not_fail_where_an_encoder_cannot_be_made_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = Path(shutil.copy(assets.MICRO_MODEL, tmp_path))
+        about = directory_of(model, "float") / ABOUT
+        about.parent.mkdir()
+        about.write_text("damaged")
+
+        def refuse(*_: object, **__: object) -> None:
+            raise ModelFileError("no room")
+
+        monkeypatch.setattr("whisperlib.encoder.accelerate", refuse)
+        monkeypatch.setenv("WHISPER_MODEL_SIZE", str(model))
+        done = CliRunner().invoke(cli, ["prepare"])
+        assert done.exit_code == 0
+        assert "whisperlib: encoder: not made anew: no room\nwhisperlib: encoder ggml (" in done.stderr
+        done = CliRunner().invoke(cli, ["prepare"], env={"WHISPER_ENCODER": "openvino"})
+        assert (done.exit_code, done.stdout) == (3, "")
 
     def test_options_of_the_server_hold_for_what_is_prepared(self, tmp_path: Path) -> None:
         settings = {"model_root": str(tmp_path), "artifact_url": "http://127.0.0.1:9", "download_retries": "0"}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.chat_server import chat_server
-from whisperlib import binding, info, variants
+from whisperlib import WhisperLibraryAdapter, binding, info, system, variants
 from whisperlib.settings import Settings, get_settings
 
 V2 = ["lm", "cx16", "lahf_lm", "popcnt", "pni", "sse4_1", "sse4_2", "ssse3"]
@@ -29,7 +29,7 @@ def test_all_parts_are_told_and_fit_into_json(library_dir: Path) -> None:
     told = info.collect()
     assert json.loads(json.dumps(told)) == told
     machine = {"versions", "libraries", "cpu", "openmp", "cuda", "memory"}
-    assert set(told) == machine | {"models", "encoder", "cache", "enhancement", "settings"}
+    assert set(told) == machine | {"models", "encoder", "threads", "cache", "enhancement", "settings"}
     libraries = told["libraries"]
     assert "error" not in libraries
     [chosen] = [build for build in libraries["found"] if build["standing"].startswith("chosen")]
@@ -174,3 +174,53 @@ def test_tells_which_encoder_the_default_model_runs_and_why(monkeypatch: pytest.
     told = info.collect(parts=["encoder"])["encoder"]
     assert (told["runs"], told["reason"]) == ("ggml", "asked for")
     assert told["model"].endswith("ggml-micro-f16.bin")
+    monkeypatch.setenv("WHISPER_ENCODER", "auto")
+    get_settings.cache_clear()
+    told = info.collect(parts=["encoder"])["encoder"]
+    assert told["runs"] == "ggml"
+    assert told["reason"].startswith("ggml-micro-f16.bin has no OpenVINO encoder beside it: ")
+
+
+class TestThreads:
+    """Two cores, and a cache of measurements of the test's own."""
+
+    @pytest.fixture
+    def told(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library_dir: Path) -> Callable[..., dict[str, Any]]:
+        binding.load(library_dir)
+        monkeypatch.setattr(system, "cpu_allowance", lambda: system.CpuAllowance(2, None, 2, 2))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("WHISPER_MODEL_SIZE", "micro")
+
+        def tell(**settings: object) -> dict[str, Any]:
+            for name, value in settings.items():
+                monkeypatch.setenv(f"WHISPER_{name.upper()}", str(value))
+            get_settings.cache_clear()
+            return dict(info.collect(parts=["threads"])["threads"])
+
+        return tell
+
+    def test_what_was_measured_is_told_from_then_on(self, told: Callable[..., dict[str, Any]]) -> None:
+        before = told(measure_threads=True)
+        assert (before["threads"], before["concurrency"]) == (None, None)
+        assert before["reason"] == "not measured yet: that is done when the model is next loaded"
+        with WhisperLibraryAdapter("micro", settings=get_settings()) as whisper:
+            config = whisper.config
+        after = told()
+        assert (after["threads"], after["concurrency"]) == (config.threads, config.concurrency)
+        assert after["reason"] == config.sharing_reason.replace("measured", "remembered")
+        assert after["model"] == str(config.path)
+
+    def test_what_is_set_is_told_with_its_variable(self, told: Callable[..., dict[str, Any]]) -> None:
+        one = told(measure_threads=True, concurrency=2)
+        assert (one["threads"], one["concurrency"], one["set_by"]) == (1, 2, ["WHISPER_CONCURRENCY"])
+        assert one["reason"] == "concurrency set; 2 cores may be used"
+        assert told(threads=3)["set_by"] == ["WHISPER_THREADS", "WHISPER_CONCURRENCY"]
+
+    def test_without_a_measurement_the_cores_count(self, told: Callable[..., dict[str, Any]]) -> None:
+        by_cores = told(measure_threads=False)
+        assert (by_cores["threads"], by_cores["concurrency"]) == (2, 1)
+        assert by_cores["reason"] == "2 cores may be used"
+
+    def test_without_a_library_that_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(binding, "loaded", lambda: None)
+        assert "native libraries are loaded" in info.collect(parts=["threads"])["threads"]["error"]

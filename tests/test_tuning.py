@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,10 @@ class Stopwatch:
 
     def __init__(self, gain: float) -> None:
         self.gain = gain
-        self.asked: list[int] = []
+        self.asked: list[tuple[int, int]] = []
 
-    def __call__(self, threads: int) -> float:
-        self.asked.append(threads)
+    def __call__(self, threads: int, states: int) -> float:
+        self.asked.append((threads, states))
         return 1.0 / (1.0 + self.gain * (threads - 1))
 
 
@@ -45,7 +46,7 @@ def test_by_cores(cores: int, threads: int | None, concurrency: int | None, expe
     assert plan.seconds == {}
 
 
-@pytest.mark.parametrize(("cores", "tried"), [(1, (1,)), (2, (2, 1)), (6, (6, 3, 1)), (64, (8, 4, 2, 1))])
+@pytest.mark.parametrize(("cores", "tried"), [(1, (1,)), (2, (1, 2)), (6, (1, 3, 6)), (64, (1, 2, 4, 8))])
 def test_the_most_threads_and_halves_of_them_are_tried(cores: int, tried: tuple[int, ...]) -> None:
     assert tuning.candidates(cores) == tried
 
@@ -58,35 +59,50 @@ def test_the_most_threads_and_halves_of_them_are_tried(cores: int, tried: tuple[
     ],
 )
 def test_as_many_threads_as_pay(gain: float, expected: tuple[int, int]) -> None:
-    plan = tuning.by_measurement(8, ["a machine"], Stopwatch(gain))
+    plan = tuning.measure(8, ["a machine"], Stopwatch(gain))
     assert (plan.threads, plan.concurrency) == expected
     assert plan.reason.startswith("measured, by threads: 1: 1.000 s, 2: ")
 
 
-def test_it_is_measured_once_for_the_same_facts() -> None:
+def test_it_is_known_after_one_measurement_for_the_same_facts_and_cores() -> None:
+    assert tuning.known(2, ["cpu", "build"]) is None
     watch = Stopwatch(1.0)
-    first = tuning.by_measurement(2, ["cpu", "build"], watch)
-    asked = list(watch.asked)
-    assert asked == [2, 1, 2, 1]
-    again = tuning.by_measurement(2, ["cpu", "build"], watch)
-    assert (again.threads, again.concurrency) == (first.threads, first.concurrency)
-    assert again.reason.startswith("remembered, ")
-    assert watch.asked == asked
-    tuning.by_measurement(2, ["cpu", "another build"], watch)
-    assert len(watch.asked) == 2 * len(asked)
+    measured = tuning.measure(2, ["cpu", "build"], watch)
+    assert watch.asked == [(1, 2), (1, 2), (2, 1), (2, 1)]
+    known = tuning.known(2, ["cpu", "build"])
+    assert known
+    assert (known.threads, known.concurrency, known.seconds) == (2, 1, measured.seconds)
+    assert known.reason == measured.reason.replace("measured", "remembered")
+    assert tuning.known(2, ["cpu", "another build"]) is None
+    assert tuning.known(4, ["cpu", "build"]) is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked", "reason"),
+    [
+        (2, {"threads": 1}, "threads set; 2 cores may be used"),
+        (2, {"concurrency": 1}, "concurrency set; 2 cores may be used"),
+        (2, {"threads": 1, "concurrency": 1}, "threads and concurrency set; 2 cores may be used"),
+        (2, {"may_measure": False}, "2 cores may be used"),
+        (1, {}, "1 cores may be used"),
+    ],
+)
+def test_what_needs_no_measurement(cores: int, asked: dict[str, Any], reason: str) -> None:
+    plan = tuning.known(cores, [], **asked)
+    assert plan
+    assert plan.reason == reason
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"2": "x"}', '{"2": 0, "1": 1}', '{"2": 1}'])
-def test_what_cannot_be_read_is_measured_anew(cache: Path, damage: str) -> None:
-    tuning.by_measurement(2, [], Stopwatch(1.0))
+def test_what_cannot_be_read_is_not_known(cache: Path, damage: str) -> None:
+    tuning.measure(2, [], Stopwatch(1.0))
+    assert tuning.known(2, [])
     (file,) = cache.glob("threads-*.json")
     file.write_text(damage)
-    watch = Stopwatch(1.0)
-    assert tuning.by_measurement(2, [], watch).threads == 2
-    assert watch.asked
+    assert tuning.known(2, []) is None
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing_else(cache: Path) -> None:
     cache.write_text("a file where the directory should be")
-    assert tuning.by_measurement(2, [], Stopwatch(1.0)).threads == 2
+    assert tuning.measure(2, [], Stopwatch(1.0)).threads == 2
     assert cache.read_text().startswith("a file")

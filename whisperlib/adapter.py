@@ -14,18 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
 from whisperlib import assets, audio, binding, encoder, models, system, tuning, variants
 from whisperlib.audio import Decoded
 from whisperlib.audio import Source as AudioSource
-from whisperlib.binding import Context, FullArguments, Library, VadContext
+from whisperlib.binding import Context, FullArguments, VadContext
 from whisperlib.cache import Engine, ResultCache, Wrap, open_store
 from whisperlib.errors import (
     AudioError,
     ClosedError,
+    EngineError,
     InterruptedTranscription,
     ModelFileError,
     OptionError,
@@ -40,6 +41,9 @@ from whisperlib.results import LanguageGuess, Segment, Transcription
 from whisperlib.scheduler import Scheduler, Turn, Workload
 from whisperlib.settings import Isolation, Settings, get_settings
 from whisperlib.spare import SpareState
+
+if TYPE_CHECKING:
+    from whisperlib.encoder.engine import OpenVinoEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -134,19 +138,46 @@ class WhisperLibraryAdapter:
         )
         _check_sharing(threads, concurrency)
         library = binding.load(choice.directory)
+        cores = system.cpu_allowance().cores
+
+        def known_plan(running: encoder.Choice) -> tuning.Plan | None:
+            return tuning.known(
+                cores,
+                tuning.facts(library, model_file, str(running)),
+                threads=threads,
+                concurrency=concurrency,
+                may_measure=choice.device == "cpu" and self.settings.measure_threads,
+            )
+
         # The other encoder is compiled while ggml reads its file: each keeps one core busy.
         with ThreadPoolExecutor(1, thread_name_prefix="whisper-load") as beside:
             loading = beside.submit(
                 Context, library, model_file.path, use_gpu=choice.device == "cuda", flash_attention=flash_attention
             )
-            plan = self._share_cores(threads, concurrency, choice, library, loading.result)
-            self._threads, self._concurrency = plan.threads, plan.concurrency
-            encoder_choice, engine = self._choose_encoder(choice.device, library)
+            running = encoder.choose(
+                model_file.path,
+                wanted=self.settings.encoder,
+                precision=self.settings.encoder_precision,
+                device=choice.device,
+                takes_encoder=library.takes_encoder,
+            )
+            plan = known_plan(running)
+            # Where that is to be measured, it is compiled for what is measured first.
+            running, engine = self._compile(running, plan or tuning.by_cores(cores, tuning.candidates(cores)[0]))
         self._context = loading.result()
-        if engine:
-            self._context.use_encoder(engine)
+        self._context.use_encoder(engine)
+        if running.refused:  # then what is remembered for ggml's counts
+            logger.warning(
+                "the OpenVINO encoder beside %s is not used, and ggml's takes several times as long: %s",
+                model_file.path,
+                running.reason,
+            )
+            plan = known_plan(running)
+        measured = plan is None
+        plan = plan or self._measure(cores, tuning.facts(library, model_file, str(running)), engine)
+        self._threads, self._concurrency = plan.threads, plan.concurrency
         build = str(library.build.get("key", f"{choice.directory} {library.version}"))
-        facts = (choice.device, str(encoder_choice), str(flash_attention), choice.variant, build)
+        facts = (choice.device, str(running), str(flash_attention), choice.variant, build)
         self._cache = ResultCache(store, Engine(model_file.path, facts)) if store else None
         self._spare = SpareState(self._context)
         self._vads: queue.SimpleQueue[VadContext] = queue.SimpleQueue()
@@ -159,7 +190,7 @@ class WhisperLibraryAdapter:
         )
         load_seconds = time.monotonic() - started
         try:
-            warm_up_seconds = self._warm_up()
+            warm_up_seconds = self._warm_up(plan.seconds[plan.threads] if measured else None)
         except BaseException:
             self.close()
             raise
@@ -168,8 +199,8 @@ class WhisperLibraryAdapter:
             path=model_file.path,
             device=choice.device,
             compute_type=model_file.quantization,
-            encoder=str(encoder_choice),
-            encoder_reason=encoder_choice.reason,
+            encoder=str(running),
+            encoder_reason=running.reason,
             beam_size=TranscribeOptions().with_profile(self.settings.profile).beam_size,
             threads=self._threads,
             concurrency=self._concurrency,
@@ -185,16 +216,17 @@ class WhisperLibraryAdapter:
             resident_bytes=system.resident_bytes(),
         )
         logger.info(
-            "instance %s: loaded %s (%s) on %s, encoder %s (%s), with %d × %d threads in %.2f s, warmed up in %.2f s, "
-            "%.0f MB resident",
+            "instance %s: loaded %s (%s) on %s, encoder %s (%s), with %d × %d threads (%s) in %.2f s, "
+            "warmed up in %.2f s, %.0f MB resident",
             instance_id,
             model_file.name,
             model_file.quantization,
             choice.device,
-            encoder_choice,
-            encoder_choice.reason,
+            running,
+            running.reason,
             self._concurrency,
             self._threads,
+            plan.reason,
             load_seconds,
             warm_up_seconds,
             self._config.resident_bytes / 1e6,
@@ -371,24 +403,28 @@ class WhisperLibraryAdapter:
         finally:
             self._vads.put(vad)
 
-    def _share_cores(
-        self,
-        threads: int | None,
-        concurrency: int | None,
-        choice: variants.Choice,
-        library: Library,
-        context: Callable[[], Context],
-    ) -> tuning.Plan:
-        """Choose threads and states: as asked for, else by a measurement with this model, else by the cores.
+    def _compile(self, running: encoder.Choice, plan: tuning.Plan) -> tuple[encoder.Choice, OpenVinoEncoder | None]:
+        """Compile the chosen encoder; return ggml's, with the reason, where OpenVINO refuses its files."""
+        if not running.accelerated:
+            return running, None
+        try:
+            return running, encoder.load(running.accelerated, running.computes_in, plan.threads, plan.concurrency)
+        except ModelFileError as error:
+            if self.settings.encoder == "openvino":
+                raise
+            return encoder.Choice("ggml", str(error), refused=True), None
 
-        `context` waits for the model.
+    def _measure(self, cores: int, facts: tuple[str, ...], engine: OpenVinoEncoder | None) -> tuning.Plan:
+        """Share the cores by transcribing a bundled clip; that warms up what it runs, and tests it, too.
+
+        Raises EngineError where the model computes no numbers.
         """
-        cores = system.cpu_allowance().cores
-        if threads or concurrency or cores == 1 or choice.device != "cpu" or not self.settings.measure_threads:
-            return tuning.by_cores(cores, threads, concurrency)
         samples = audio.load(assets.SAMPLES / TUNING_SAMPLE)
 
-        def measure(n_threads: int) -> float:
+        def run(n_threads: int, n_states: int) -> float:
+            if engine:
+                # OpenVINO fixes the threads when it compiles: there is no cheaper way to the time with others.
+                engine.share(n_threads, n_states)
             arguments = FullArguments(
                 n_threads=n_threads,
                 language="en",
@@ -397,31 +433,26 @@ class WhisperLibraryAdapter:
                 temperature_inc=0.0,
                 audio_ctx=TUNING_AUDIO_CTX,
             )
-            with context().new_state() as state:
+            with self._context.new_state() as state:
                 started = time.monotonic()
                 state.full(arguments, samples)
-                return time.monotonic() - started
+                seconds = time.monotonic() - started
+                # Whatever words a model finds, the likeliest token is never impossible; after a NaN each of them is.
+                if not all(token.probability > 0.0 for segment in state.segments() for token in segment.tokens):
+                    raise EngineError(
+                        f"{self._model.path} computes no numbers on a bundled clip: check it with "
+                        "`whisperlib models verify`, and the libraries with `whisperlib selftest`"
+                    )
+            return seconds
 
-        build = str(library.build.get("key", library.directory))
-        facts = (system.machine_id(), build, self._model.name, self._model.quantization, str(self._model.size))
-        return tuning.by_measurement(cores, facts, measure)
-
-    def _choose_encoder(self, device: str, library: Library) -> tuple[encoder.Choice, binding.Encoder | None]:
-        choice = encoder.choose(
-            self._model.path,
-            wanted=self.settings.encoder,
-            precision=self.settings.encoder_precision,
-            device=device,
-            takes_encoder=library.takes_encoder,
-        )
-        if not choice.accelerated:
-            return choice, None
         try:
-            return choice, encoder.load(choice.accelerated, choice.computes_in, self._threads, self._concurrency)
-        except ModelFileError as error:
-            if self.settings.encoder == "openvino":
-                raise
-            return encoder.Choice("ggml", str(error)), None
+            plan = tuning.measure(cores, facts, run)
+            if engine:
+                engine.share(plan.threads, plan.concurrency)
+        except BaseException:
+            self._context.close()
+            raise
+        return plan
 
     def _tidy_up(self) -> None:
         """Leave an idle engine as the next request wants it; called in an engine thread, behind the last result.
@@ -431,10 +462,12 @@ class WhisperLibraryAdapter:
         self._spare.prepare()
         binding.release_unused()
 
-    def _warm_up(self) -> float:
+    def _warm_up(self, measured_seconds: float | None) -> float:
         """Run detector, encoder and decoder on a second of silence, twice; return the seconds it took.
 
         The encoder runs over a part of a window: that touches all weights, and the first request pays for no more.
+        Where the measurement of the threads has just run encoder and decoder, for `measured_seconds`, only the
+        detector is left.
         """
         started = time.monotonic()
         silence = np.zeros(SAMPLE_RATE, np.float32)
@@ -450,15 +483,23 @@ class WhisperLibraryAdapter:
             max_tokens=1,
         )
 
-        def run() -> float:
-            began = time.monotonic()
-            with self._vad(TranscribeOptions()) as vad, self._context.new_state() as state:
+        def detect() -> None:
+            with self._vad(TranscribeOptions()) as vad:
                 if vad:
                     vad.speech_probabilities(silence)
+
+        def run() -> float:
+            began = time.monotonic()
+            detect()
+            with self._context.new_state() as state:
                 state.full(arguments, silence)
             return time.monotonic() - began
 
         interrupt = Interrupt(TranscribeOptions(), self._closing, started)
+        if measured_seconds is not None:
+            self._scheduler.submit(lambda _turn: detect(), interrupt, audio_seconds=0.0).result()
+            self._scheduler.set_real_time_factor(measured_seconds, TUNING_AUDIO_CTX * SECONDS_PER_AUDIO_CTX)
+            return time.monotonic() - started
         # What is done once only is in the first run, and would tell nothing of requests.
         work = self._scheduler.submit(lambda _turn: (run(), run()), interrupt, audio_seconds=0.0)
         seconds = work.result()[-1]

@@ -10,9 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from whisperlib import __version__, _openmp, binding, cache, encoder, enhance, models, system, variants
+from whisperlib import __version__, _openmp, binding, cache, encoder, enhance, models, system, tuning, variants
 from whisperlib.binding import Candidate, Library
-from whisperlib.errors import WhisperlibError
+from whisperlib.errors import LibraryNotFoundError, WhisperlibError
+from whisperlib.models import ModelFile
 from whisperlib.settings import PREFIX, Settings, get_settings, without_credentials
 from whisperlib.variants import Choice
 
@@ -46,6 +47,7 @@ def collect(*, probe: bool = True, parts: Collection[str] | None = None) -> dict
         "memory": memory,
         "models": lambda: _or_error(_models),
         "encoder": lambda: _or_error(_encoder),
+        "threads": lambda: _or_error(_threads),
         "cache": lambda: _or_error(_cache),
         "enhancement": lambda: _or_error(lambda: enhance.describe(get_settings())),
         "settings": lambda: _or_error(_settings),
@@ -226,17 +228,48 @@ def _models() -> dict[str, Any]:
 
 def _encoder() -> dict[str, Any]:
     """Tell which encoder the default model would run on this machine's CPU, and why."""
+    model = models.resolve(device="cpu")
+    choice = _encoder_of(model)
+    return {"model": str(model.path), "runs": str(choice), "reason": choice.reason, "openvino": _version("openvino")}
+
+
+def _encoder_of(model: ModelFile) -> encoder.Choice:
     settings = get_settings()
-    model = models.resolve(device="cpu", settings=settings).path
     library = binding.loaded()
-    choice = encoder.choose(
-        model,
+    return encoder.choose(
+        model.path,
         wanted=settings.encoder,
         precision=settings.encoder_precision,
         device="cpu",
         takes_encoder=library is None or library.takes_encoder,
     )
-    return {"model": str(model), "runs": str(choice), "reason": choice.reason, "openvino": _version("openvino")}
+
+
+def _threads() -> dict[str, Any]:
+    """Tell how the default model would share the cores of this machine's CPU among requests, and why.
+
+    `threads` and `concurrency` are None where that is measured when the model is next loaded. `set_by` are the
+    variables that give one of them.
+    """
+    settings = get_settings()
+    library = binding.loaded()
+    if library is None:
+        raise LibraryNotFoundError("what was measured is told only where the native libraries are loaded")
+    model = models.resolve(device="cpu")
+    plan = tuning.known(
+        system.cpu_allowance().cores,
+        tuning.facts(library, model, str(_encoder_of(model))),
+        threads=settings.threads or None,
+        concurrency=settings.concurrency or None,
+        may_measure=settings.measure_threads,
+    )
+    return {
+        "model": str(model.path),
+        "threads": plan.threads if plan else None,
+        "concurrency": plan.concurrency if plan else None,
+        "reason": plan.reason if plan else "not measured yet: that is done when the model is next loaded",
+        "set_by": [f"{PREFIX}{name.upper()}" for name in ("threads", "concurrency") if getattr(settings, name)],
+    }
 
 
 def _cache() -> dict[str, Any]:

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import platformdirs
 
+from whisperlib import system
+from whisperlib.binding import Library
+from whisperlib.models import ModelFile
+
 logger = logging.getLogger(__name__)
 
 MAX_THREADS_PER_STATE = 8  # one state stops scaling there; several states go on
@@ -35,49 +39,77 @@ class Plan:
     seconds: dict[int, float]
 
 
+def facts(library: Library, model: ModelFile, encoder: str) -> tuple[str, ...]:
+    """Return what a measurement holds for, beside the cores: machine, build, model, and what runs the encoder."""
+    build = str(library.build.get("key", library.directory))
+    return system.machine_id(), build, model.name, model.quantization, str(model.size), encoder
+
+
+def known(
+    cores: int,
+    facts: Sequence[str],
+    *,
+    threads: int | None = None,
+    concurrency: int | None = None,
+    may_measure: bool = True,
+) -> Plan | None:
+    """Return the plan that needs no measurement: as given, of one core only, or remembered; None: `measure` it."""
+    if threads or concurrency or cores == 1 or not may_measure:
+        return by_cores(cores, threads, concurrency)
+    seconds = _read(_cache_file(cores, facts))
+    return _as_measured(cores, seconds, "remembered") if set(seconds) == set(candidates(cores)) else None
+
+
 def by_cores(cores: int, threads: int | None = None, concurrency: int | None = None) -> Plan:
     """Fill in what is not given so that threads times states fit `cores`, without a measurement.
 
     With few cores one request gets them all: two at one thread each take as long as the two in turn.
     """
-    reason = "set" if threads and concurrency else f"{cores} cores may be used"
+    given = [name for name, value in (("threads", threads), ("concurrency", concurrency)) if value]
+    reason = f"{' and '.join(given)} set; " if given else ""
     threads = threads or max(1, min(MAX_THREADS_PER_STATE, cores // (concurrency or 1)))
-    concurrency = concurrency or max(1, min(MAX_STATES, cores // threads))
-    return Plan(threads, concurrency, reason, {})
+    return Plan(threads, concurrency or states(cores, threads), f"{reason}{cores} cores may be used", {})
 
 
-def by_measurement(cores: int, facts: Sequence[str], measure: Callable[[int], float]) -> Plan:
+def measure(cores: int, facts: Sequence[str], run: Callable[[int, int], float]) -> Plan:
     """Choose the fewest threads a state that are about as fast as the best, and as many states as then fit.
 
-    `measure` runs a request with so many threads and returns its seconds. `facts` are what else the answer depends
-    on (machine, build, model): it is remembered for them.
+    `run` is given a number of threads and of states, runs one request so, and returns its seconds. The answer is
+    remembered for `facts`, on which it depends.
     """
-    path = _cache_file([str(cores), *facts])
-    seconds = _read(path)
-    remembered = set(seconds) == set(candidates(cores))
-    if not remembered:
-        rounds = [{threads: measure(threads) for threads in candidates(cores)} for _ in range(ROUNDS)]
-        seconds = {threads: min(each[threads] for each in rounds) for threads in candidates(cores)}
-        _write(path, seconds)
+    # All rounds of one number before the next: an encoder of OpenVINO's is compiled for each.
+    seconds = {n: min(run(n, states(cores, n)) for _ in range(ROUNDS)) for n in candidates(cores)}
+    _write(_cache_file(cores, facts), seconds)
+    return _as_measured(cores, seconds, "measured")
+
+
+def _as_measured(cores: int, seconds: dict[int, float], how: str) -> Plan:
     fastest = min(seconds.values())
     threads = min(n for n, took in seconds.items() if took <= WORTH_ANOTHER_STATE * fastest)
     tried = ", ".join(f"{n}: {took:.3f} s" for n, took in sorted(seconds.items()))
-    reason = f"{'remembered' if remembered else 'measured'}, by threads: {tried}"
-    return Plan(threads, max(1, min(MAX_STATES, cores // threads)), reason, seconds)
+    return Plan(threads, states(cores, threads), f"{how}, by threads: {tried}", seconds)
+
+
+def states(cores: int, threads: int) -> int:
+    """Return how many states of so many threads fit the cores."""
+    return max(1, min(MAX_STATES, cores // threads))
 
 
 def candidates(cores: int) -> tuple[int, ...]:
-    """Return the numbers of threads that are worth trying: the most that one state can use, and halves of it."""
+    """Return the numbers of threads that are worth trying: the most that one state can use, and halves of it.
+
+    The fewest come first: the last is mostly the one that is chosen, and then what was made for it is there.
+    """
     threads = min(MAX_THREADS_PER_STATE, cores)
     found = []
     while threads:
         found.append(threads)
         threads //= 2
-    return tuple(found)
+    return tuple(reversed(found))
 
 
-def _cache_file(facts: Sequence[str]) -> Path:
-    name = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+def _cache_file(cores: int, facts: Sequence[str]) -> Path:
+    name = hashlib.sha256("\n".join([str(cores), *facts]).encode()).hexdigest()[:16]
     return Path(platformdirs.user_cache_dir("whisperlib")) / f"threads-{name}.json"
 
 

@@ -87,6 +87,20 @@ def test_more_states_than_requests_wait_for_one(
     assert [together[name] for name in names] == alone
 
 
+def test_it_is_compiled_anew_for_other_numbers_only(
+    context: Context, accelerated_model: Path, sample: Callable[[str], Samples]
+) -> None:
+    engine = OpenVinoEncoder(encoder.find(accelerated_model).graph, precision="f32", threads=1, concurrency=2)
+    context.use_encoder(engine)
+    expected = text(context, sample("seen_020"))
+    first = engine._idle
+    engine.share(1, 2)
+    assert engine._idle is first
+    engine.share(2, 1)
+    assert (engine._idle.qsize(), engine._idle is first) == (1, False)
+    assert text(context, sample("seen_020")) == expected != ""
+
+
 def test_a_decoder_with_8_bit_weights_goes_on_after_it(
     library: Library, sample: Callable[[str], Samples], tmp_path: Path
 ) -> None:

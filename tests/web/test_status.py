@@ -94,10 +94,18 @@ def test_a_loaded_server_is_ready_and_says_what_it_runs(client: FlaskClient, ser
         "instance_id": config.instance_id,
     }
     assert (model["threads"], model["concurrency"]) == (1, 2)
+    assert model["sharing_reason"].startswith("threads and concurrency set; ")
+    assert model["encoder"] == "ggml"
+    assert "has no OpenVINO encoder beside it: run `whisperlib models accelerate " in model["encoder_reason"]
     assert health["libraries"]["loaded"]["whisper_cpp"] == config.library_version
     assert health["cpu"]["usable_cores"] >= 1
     assert health["memory"]["resident_bytes"] > 0
     assert health["requests"]["running"] == 0
+
+
+def test_an_encoder_that_was_asked_for_is_told_so(make_app: MakeApp) -> None:
+    model = make_app(encoder="ggml").test_client().get("/health").get_json()["model"]
+    assert (model["encoder"], model["encoder_reason"]) == ("ggml", "asked for")
 
 
 def test_time_goes_on(client: FlaskClient) -> None:

@@ -20,7 +20,7 @@ Line = tuple[str, object]
 @click.option("--json", "as_json", is_flag=True, help="Write it as JSON; sizes are bytes.")
 @verbosity
 def command(as_json: bool) -> None:
-    """Show versions, native libraries and why these, processor, memory, CUDA, models and settings.
+    """Show versions, native libraries and why these, processor, memory, CUDA, models, threads and settings.
 
     Loads the libraries as a transcription would; what is missing or broken is said in its place.
     """
@@ -36,6 +36,7 @@ def command(as_json: bool) -> None:
         ("CUDA", ((_words(name), value) for name, value in told["cuda"].items())),
         ("Models", _models(told["models"])),
         ("Encoder on the CPU", _encoder(told["encoder"])),
+        ("Threads on the CPU", _threads(told["threads"])),
         ("Cache of results", _cache(told["cache"])),
         ("Clean-up of transcripts", ((_words(name), value) for name, value in told["enhancement"].items())),
         ("Settings", _settings(told["settings"])),
@@ -96,6 +97,16 @@ def _encoder(told: dict[str, Any]) -> Iterator[Line]:
     yield "of the default model", told["runs"]
     yield "reason", told["reason"]
     yield "openvino", told["openvino"]
+
+
+def _threads(told: dict[str, Any]) -> Iterator[Line]:
+    if "error" in told:
+        yield "problem", told["error"]
+        return
+    yield "requests at once × threads", f"{told['concurrency']} × {told['threads']}" if told["threads"] else None
+    yield "reason", told["reason"]
+    if told["set_by"]:
+        yield "set by", told["set_by"]
 
 
 def _cache(told: dict[str, Any]) -> Iterator[Line]:

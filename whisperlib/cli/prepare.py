@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from whisperlib import binding, encoder, models, variants
 from whisperlib.cli import serve
 from whisperlib.cli.common import say
 from whisperlib.cli.progress import download_bar
-from whisperlib.errors import DownloadError, ModelError
+from whisperlib.errors import DownloadError, ModelFileError, ModelNotFoundError, WhisperlibError
 from whisperlib.models import ModelFile, Progress
 from whisperlib.settings import Settings
 from whisperlib.variants import Choice
@@ -29,10 +30,10 @@ SAY_EVERY_SECONDS = 5.0  # of a download, where no bar can be drawn
 def command(**given: Any) -> None:
     """Fetch the models that are missing, choose the libraries, and print the environment as shell commands.
 
-    The models are those of WHISPER_MODEL_SIZE and WHISPER_PRELOAD. Where WHISPER_ENCODER is openvino, their
-    encoders are made if they are missing. What was chosen and why goes to stderr, as does the progress of a
-    download. `eval "$(whisperlib prepare)"` sets LD_LIBRARY_PATH and WHISPER_LIB_DIR. The options are those of
-    `serve`, so that the same can be given to both.
+    The models are those of WHISPER_MODEL_SIZE and WHISPER_PRELOAD. An OpenVINO encoder that lies beside one but is
+    refused is made anew; where WHISPER_ENCODER is openvino, one that is missing is made, too. What was chosen and
+    why goes to stderr, as does the progress of a download. `eval "$(whisperlib prepare)"` sets LD_LIBRARY_PATH and
+    WHISPER_LIB_DIR. The options are those of `serve`, so that the same can be given to both.
     """
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     served = [_model(settings, name) for name in dict.fromkeys((settings.model_size, *settings.preload))]
@@ -64,25 +65,33 @@ def _model(settings: Settings, name: str) -> ModelFile:
 
 
 def _encoder(settings: Settings, model: ModelFile, choice: Choice) -> str:
-    """Say which encoder the server will run and why, after making it if it is asked for by name and missing."""
-    kind = "int8" if settings.encoder_precision == "int8" else "float"
-    if settings.encoder == "openvino":
-        try:
-            encoder.find(model.path, kind)
-        except ModelError:
-            encoder.accelerate(
-                model.path,
-                binding.load(choice.directory),
-                kind,
-                report=lambda step: say(f"whisperlib: encoder: {step}"),
-            )
-    chosen = encoder.choose(
+    """Say which encoder the server will run and why, after making it if it is refused, or asked for and missing."""
+    choose = partial(
+        encoder.choose,
         model.path,
         wanted=settings.encoder,
         precision=settings.encoder_precision,
         device=choice.device,
         takes_encoder=True,
     )
+    try:
+        chosen = choose()
+        make = chosen.refused
+    except (ModelFileError, ModelNotFoundError):
+        make = True
+    if make:
+        try:
+            encoder.accelerate(
+                model.path,
+                binding.load(choice.directory),
+                "int8" if settings.encoder_precision == "int8" else "float",
+                report=lambda step: say(f"whisperlib: encoder: {step}"),
+            )
+        except WhisperlibError as error:
+            if settings.encoder == "openvino":
+                raise
+            say(f"whisperlib: encoder: not made anew: {error}")
+        chosen = choose()
     return f"{chosen} ({chosen.reason})"
 
 

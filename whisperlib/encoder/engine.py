@@ -23,22 +23,39 @@ class OpenVinoEncoder:
         import openvino as ov  # noqa: PLC0415  (an extra)
 
         self._tensor = ov.Tensor
-        core = ov.Core()
+        self._core = ov.Core()
+        self._xml = xml
+        self._precision = precision
+        self._compiled_for = (0, 0)
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.share(threads, concurrency)
+
+    def share(self, threads: int, concurrency: int) -> None:
+        """Compile it for other numbers of threads and windows, if they are others; not while it encodes.
+
+        What was compiled before is freed first, as each has the weights in memory once more. Raises ModelFileError.
+        """
+        if self._compiled_for == (threads, concurrency):
+            return
+        self._compiled_for = (0, 0)
+        self._idle = queue.SimpleQueue()
         properties: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": threads * concurrency,
             "NUM_STREAMS": concurrency,
             # Pinned threads wait for a core that somebody else has.
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            compiled = core.compile_model(str(xml), "CPU", properties)
+            compiled = self._core.compile_model(str(self._xml), "CPU", properties)
             requests = [compiled.create_infer_request() for _ in range(concurrency)]
         except RuntimeError as error:
-            raise ModelFileError(f"{xml} cannot be used: {_first_line(error)}; make it anew") from None
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            raise ModelFileError(
+                f"{self._xml} cannot be used: {_first_line(error)}; make it anew with `whisperlib models accelerate`"
+            ) from None
         for request in requests:
             self._idle.put(request)
+        self._compiled_for = (threads, concurrency)
 
     def __call__(self, window: EncoderWindow) -> None:
         """Encode one window into the library's own memory. Raises EngineError."""

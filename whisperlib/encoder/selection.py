@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from whisperlib.binding import Encoder
 from whisperlib.encoder import files
 from whisperlib.errors import ModelError, ModelFileError
 
 if TYPE_CHECKING:
+    from whisperlib.encoder.engine import OpenVinoEncoder
     from whisperlib.encoder.files import Accelerated
 
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Choice:
     """The encoder that runs: `name` is "ggml", or "openvino" with its `precision`; `reason` is for people.
 
-    `computes_in` is what an int8 encoder does the rest in; else it is the precision.
+    `computes_in` is what an int8 encoder does the rest in; else it is the precision. `refused`: OpenVINO's lies beside
+    the model but cannot be used.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Choice:
     precision: str | None = None
     computes_in: str = ""
     accelerated: Accelerated | None = None
+    refused: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.precision}" if self.precision else self.name
@@ -44,7 +46,7 @@ def choose(model: Path, *, wanted: str, precision: str, device: str, takes_encod
     except ModelError as error:
         if wanted == "openvino":
             raise
-        return Choice("ggml", str(error))
+        return Choice("ggml", str(error), refused=isinstance(error, ModelFileError))
 
 
 def _openvino(model: Path, precision: str, device: str, takes_encoder: bool, *, asked: bool) -> Choice:
@@ -74,8 +76,8 @@ def _openvino(model: Path, precision: str, device: str, takes_encoder: bool, *, 
     )
 
 
-def load(accelerated: Accelerated, computes_in: str, threads: int, concurrency: int) -> Encoder:
+def load(accelerated: Accelerated, computes_in: str, threads: int, concurrency: int) -> OpenVinoEncoder:
     """Compile the chosen encoder for `concurrency` states of `threads` threads. Raises ModelFileError."""
-    from whisperlib.encoder.engine import OpenVinoEncoder  # noqa: PLC0415  (it imports the extra)
+    from whisperlib.encoder import engine  # noqa: PLC0415  (it imports the extra)
 
-    return OpenVinoEncoder(accelerated.graph, precision=computes_in, threads=threads, concurrency=concurrency)
+    return engine.OpenVinoEncoder(accelerated.graph, precision=computes_in, threads=threads, concurrency=concurrency)
