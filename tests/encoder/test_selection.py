@@ -81,6 +81,7 @@ def test_an_adapter_runs_it_and_says_so(
     references: dict[str, dict[str, Any]],
     adapter: WhisperLibraryAdapter,
     sample: Callable[[str], Samples],
+    *,
     profile: Profile,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
