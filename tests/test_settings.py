@@ -18,6 +18,7 @@ from whisperlib.settings import MODEL_NAMES, Settings, allowed, get_settings
 def _nothing_set(_own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WHISPER_MEASURE_THREADS")
     monkeypatch.delenv("WHISPER_BATCHES")
+    monkeypatch.delenv("WHISPER_CACHE")
 
 
 def test_the_documentation_has_every_setting_as_it_is() -> None:

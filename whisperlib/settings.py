@@ -130,9 +130,10 @@ class Settings(BaseSettings):
     )
     cache: str = _setting(
         "place",
-        "Where results are kept, to answer the same request at once; `files`: the user's cache directory.",
-        allowed="off, files, a path that begins with /, . or ~, or a redis:// or rediss:// URL",
-        default="off",
+        "Where results are kept, to answer the same request at once; `files`: the user's cache directory; `auto`: that "
+        "in a server, else nowhere.",
+        allowed="auto, off, files, a path that begins with /, . or ~, or a redis:// or rediss:// URL",
+        default="auto",
         repr=False,  # the URL may hold a password
     )
     cache_bytes: int = _setting(
@@ -307,7 +308,7 @@ class Settings(BaseSettings):
     @pydantic.field_validator("cache")
     @classmethod
     def _cache_place(cls, value: str) -> str:
-        if value.lower() in {"off", "files"}:
+        if value.lower() in {"auto", "off", "files"}:
             return value.lower()
         if _PLACE.fullmatch(value):
             return str(cls._home(Path(value)))
