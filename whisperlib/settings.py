@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,15 @@ def _setting(unit: str, description: str, *, allowed: str = "", **field: Any) ->
 
 def _user_models() -> Path:
     return platformdirs.user_data_path("whisperlib", appauthor=False) / "models"
+
+
+def user_cache_path() -> Path:
+    """Return the user's cache directory, which need not be there. That of a user without a home cannot be made."""
+    try:
+        directory = platformdirs.user_cache_path("whisperlib", appauthor=False)
+    except RuntimeError:  # other versions of it leave the ~ where it is
+        directory = Path("~")
+    return directory if directory.is_absolute() else Path(os.devnull, "whisperlib")
 
 
 class Settings(BaseSettings):

@@ -7,12 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from whisperlib.cache.files import PRIVATE, FileStore
 from whisperlib.cache.store import Stats, Store
-from whisperlib.errors import OptionError
-from whisperlib.settings import Settings, without_credentials
+from whisperlib.settings import Settings, user_cache_path, without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +21,18 @@ def for_server(settings: Settings) -> Settings:
     """
     if settings.cache != "auto":
         return settings
+    directory = _directory(settings)
     try:
-        directory = _made(_directory(settings))
-    except OptionError as error:
-        logger.warning("results are not kept: %s", error)
+        directory.mkdir(PRIVATE, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        logger.warning(
+            "results are not kept, as %s cannot be written (%s): XDG_CACHE_HOME or WHISPER_CACHE would name another "
+            "place, WHISPER_CACHE=off none",
+            directory,
+            error.strerror,
+        )
         return settings.model_copy(update={"cache": "off"})
     logger.info(
         "results are kept in %s, for %d s and in %d bytes at most; WHISPER_CACHE=off keeps none",
@@ -89,29 +94,5 @@ def _is_redis(settings: Settings) -> bool:
 
 
 def _directory(settings: Settings) -> Path:
-    """Return the directory of the results in files. Raises OptionError where it would be that of a user without one."""
     named = settings.cache not in {"auto", "files"}
-    return (Path(settings.cache) if named else _user_directory(settings.cache)) / "results"
-
-
-def _user_directory(value: str) -> Path:
-    try:
-        directory = platformdirs.user_cache_path("whisperlib", appauthor=False)
-    except RuntimeError:  # other versions of it leave the ~ where it is
-        directory = Path("~")
-    if not directory.is_absolute():
-        raise OptionError(f"WHISPER_CACHE = {value!r}: this user has no home directory: set HOME or XDG_CACHE_HOME")
-    return directory
-
-
-def _made(directory: Path) -> Path:
-    """Return `directory`, which is there now and can be written. Raises OptionError."""
-    try:
-        directory.mkdir(PRIVATE, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise OptionError(
-            f"{directory} cannot be written ({error.strerror}): name another place in WHISPER_CACHE, or off"
-        ) from None
-    return directory
+    return (Path(settings.cache) if named else user_cache_path()) / "results"
