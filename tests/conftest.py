@@ -22,6 +22,9 @@ from whisperlib.settings import get_settings
 ROOT = Path(__file__).resolve().parents[1]
 
 
+os.environ["WHISPER_CACHE"] = "off"  # here, as some settings are made when a test file is imported
+
+
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Keep the user's settings out of the tests, but for those that are run per model size."""
@@ -29,6 +32,7 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReques
         return
     for name in [name for name in os.environ if name.startswith("WHISPER_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("WHISPER_CACHE", "off")  # a test shall not find what another left
     # A measurement on a busy machine may share the cores either way; tests count on one of them.
     monkeypatch.setenv("WHISPER_MEASURE_THREADS", "false")
     monkeypatch.setenv("WHISPER_BATCHES", "off")  # else they would lie in the user's own directory

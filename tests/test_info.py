@@ -72,13 +72,22 @@ def test_where_results_are_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return dict(info.collect(parts=["cache"])["cache"])
 
     assert set(told("off").values()) == {None}
-    limits = {"max_bytes": 268_435_456, "max_age_seconds": 2_592_000}
+    limits = {"max_bytes": 268_435_456, "max_age_seconds": 2_592_000, "used_by": "all"}
     assert told(str(tmp_path)) == {"place": str(tmp_path / "results"), "size_bytes": 0, **limits}
     (tmp_path / "results" / "ab").mkdir(parents=True)
     (tmp_path / "results" / "ab" / "abc").write_bytes(b"kept")
     assert told(str(tmp_path))["size_bytes"] == 4
     redis = {"place": "redis://127.0.0.1:1/0", "size_bytes": None, **limits, "max_bytes": None}
     assert told("redis://:hush@127.0.0.1:1/0") == redis
+
+
+def test_where_a_server_keeps_results_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WHISPER_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    told = info.collect(parts=["cache"])["cache"]
+    place = tmp_path / "whisperlib" / "results"
+    assert (told["place"], told["size_bytes"], told["used_by"]) == (str(place), 0, "servers")
+    assert not place.exists()
 
 
 def test_a_bad_setting_is_told_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

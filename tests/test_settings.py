@@ -6,18 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 
 from tests.conftest import ROOT
 from whisperlib import models
 from whisperlib.errors import OptionError
-from whisperlib.settings import MODEL_NAMES, Settings, allowed, get_settings
+from whisperlib.settings import MODEL_NAMES, Settings, allowed, get_settings, user_cache_path
 
 
 @pytest.fixture(autouse=True)
 def _nothing_set(_own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WHISPER_MEASURE_THREADS")
     monkeypatch.delenv("WHISPER_BATCHES")
+    monkeypatch.delenv("WHISPER_CACHE")
 
 
 def test_the_documentation_has_every_setting_as_it_is() -> None:
@@ -270,6 +272,20 @@ def test_models_lie_in_the_user_s_data_directory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert Settings().model_root.name == "models"
     assert Settings().model_root.parent.name == "whisperlib"
+
+
+def test_a_user_without_a_home_has_no_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache_path() == tmp_path / "whisperlib"
+
+    def unknown(*_: object, **__: object) -> Path:
+        raise RuntimeError("could not determine the home directory")
+
+    # Doubles: what it does depends on its version, and whoever runs the tests has a home.
+    for answer in (unknown, lambda *_, **__: Path("~/.cache/whisperlib")):
+        monkeypatch.setattr(platformdirs, "user_cache_path", answer)
+        with pytest.raises(NotADirectoryError):
+            user_cache_path().mkdir(parents=True)
 
 
 def test_the_names_are_those_of_the_catalogue() -> None:

@@ -274,7 +274,8 @@ def _threads() -> dict[str, Any]:
 
 def _cache() -> dict[str, Any]:
     settings = get_settings()
-    return cache.describe(settings, cache.count(settings))
+    used_by = {"off": None, "auto": "servers"}.get(settings.cache, "all")
+    return {**cache.describe(settings, cache.count(settings)), "used_by": used_by}
 
 
 def _settings() -> dict[str, Any]:

@@ -203,7 +203,7 @@ class TranscribeOptions(Frozen):
         "raise", description="At a deadline or cancel: fail, or give what is finished."
     )
     cache: bool = Field(
-        True, description="Take a result that was made before, and keep this one; only where WHISPER_CACHE is set."
+        True, description="Take a result that was made before, and keep this one, where WHISPER_CACHE says."
     )
     cancel: CancelToken | None = Field(None, repr=False, description="Stops the request from another thread.")
     progress: ProgressCallback | None = Field(

@@ -19,11 +19,10 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import platformdirs
-
 from whisperlib import assets, system
 from whisperlib.binding import Candidate, runtime_directories
 from whisperlib.binding.search import read_build_info
+from whisperlib.settings import user_cache_path
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +157,7 @@ def _build_id(directory: Path) -> str:
 
 def _cache_file(directory: Path) -> Path:
     name = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
-    return Path(platformdirs.user_cache_dir("whisperlib")) / f"selftest-{name}.json"
+    return user_cache_path() / f"selftest-{name}.json"
 
 
 def _read(path: Path) -> Verdict | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,15 @@ def _setting(unit: str, description: str, *, allowed: str = "", **field: Any) ->
 
 def _user_models() -> Path:
     return platformdirs.user_data_path("whisperlib", appauthor=False) / "models"
+
+
+def user_cache_path() -> Path:
+    """Return the user's cache directory, which need not be there. That of a user without a home cannot be made."""
+    try:
+        directory = platformdirs.user_cache_path("whisperlib", appauthor=False)
+    except RuntimeError:  # other versions of it leave the ~ where it is
+        directory = Path("~")
+    return directory if directory.is_absolute() else Path(os.devnull, "whisperlib")
 
 
 class Settings(BaseSettings):
@@ -130,9 +140,10 @@ class Settings(BaseSettings):
     )
     cache: str = _setting(
         "place",
-        "Where results are kept, to answer the same request at once; `files`: the user's cache directory.",
-        allowed="off, files, a path that begins with /, . or ~, or a redis:// or rediss:// URL",
-        default="off",
+        "Where results are kept, to answer the same request at once; `files`: the user's cache directory; `auto`: that "
+        "in a server, else nowhere.",
+        allowed="auto, off, files, a path that begins with /, . or ~, or a redis:// or rediss:// URL",
+        default="auto",
         repr=False,  # the URL may hold a password
     )
     cache_bytes: int = _setting(
@@ -307,7 +318,7 @@ class Settings(BaseSettings):
     @pydantic.field_validator("cache")
     @classmethod
     def _cache_place(cls, value: str) -> str:
-        if value.lower() in {"off", "files"}:
+        if value.lower() in {"auto", "off", "files"}:
             return value.lower()
         if _PLACE.fullmatch(value):
             return str(cls._home(Path(value)))

@@ -110,6 +110,18 @@ def test_what_is_too_old_is_forgotten_however_often_it_is_used(tmp_path: Path) -
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [key_of(3)]
 
 
+def test_what_is_too_old_is_deleted_though_nobody_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_files(tmp_path)
+    store.put(key_of(1), VALUE)
+    store.put(key_of(2), VALUE)
+    age(tmp_path, key_of(1), made=61)
+    store.put(key_of(3), VALUE)  # counted a moment ago
+    assert (sizes(tmp_path), store.stats().evictions) == (3 * len(VALUE), 0)
+    monkeypatch.setattr("whisperlib.cache.files.RECOUNT_SECONDS", 0.0)
+    store.put(key_of(4), VALUE)
+    assert (sizes(tmp_path), store.stats().evictions) == (3 * len(VALUE), 1)
+
+
 def test_what_a_killed_process_left_is_cleared_away_and_what_one_writes_is_not(tmp_path: Path) -> None:
     open_files(tmp_path).put(key_of(1), VALUE)
     shard = tmp_path / key_of(1)[:2]

@@ -65,6 +65,13 @@ class TestServing:
         answer = run(model_size="micro").transcribe(SPEECH)
         assert (answer.status_code, answer.json()["text"]) == (200, TEXT)
 
+    def test_results_are_kept_in_a_volume_of_their_own(self, run: Run) -> None:
+        container = run(model_size="micro")
+        answers = [container.transcribe(SPEECH).headers["X-Whisper-Cache"] for _ in range(2)]
+        assert answers == ["miss", "hit"]
+        assert container.health()["cache"]["place"] == "/cache/whisperlib/results"
+        assert docker("exec", container.name, "stat", "-c", "%a", "/cache/whisperlib/results") == "700"
+
     def test_ffmpeg_is_whole(self, run: Run, tmp_path: Path) -> None:
         clip = tmp_path / "clip.m4a"
         clip.write_bytes(ffmpeg(audio.load(SPEECH), 16_000, "ipod", "aac"))

@@ -104,7 +104,7 @@ def running_server(
     `wait` waits until it is ready. At the end, a server that still runs is stopped by SIGTERM, and must exit with 0.
     """
     own = {"model_size": "micro", "model_root": NO_MODELS, "threads": 1, "host": "127.0.0.1", "port": free_port()}
-    settings = {**own, "batches": "off", **settings}
+    settings = {**own, "batches": "off", "cache": "off", **settings}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_")}
     variables = {f"WHISPER_{name.upper()}": str(value) for name, value in settings.items()}
     with tempfile.TemporaryDirectory() as directory:

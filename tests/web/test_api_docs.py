@@ -49,8 +49,8 @@ RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    batches = tmp_path_factory.mktemp("batches")
-    with running_server(url_allow="127.0.0.1", admin_keys=ADMIN_KEY, batches=batches) as server:
+    batches, cache = (tmp_path_factory.mktemp(name) for name in ("batches", "cache"))  # a server has both by default
+    with running_server(url_allow="127.0.0.1", admin_keys=ADMIN_KEY, batches=batches, cache=cache) as server:
         yield server
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from werkzeug.test import TestResponse
 
 from tests.web.busy_engine import busy
 from tests.web.conftest import MakeApp, bare_app
+from tests.web.running_server import running_server
 from tests.web.test_metrics import value
 from tests.web.test_running import AUDIO, TEXT
 from whisperlib.web.service import Service
@@ -23,6 +25,14 @@ HEADER = "X-Whisper-Cache"
 @pytest.fixture
 def cached(make_app: MakeApp, tmp_path: Path) -> FlaskClient:
     return make_app(cache=str(tmp_path / "kept"), concurrency=1, max_wait_seconds=0).test_client()
+
+
+@pytest.fixture
+def user_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The user's cache directory, which is not there yet; no setting says where results are kept."""
+    monkeypatch.delenv("WHISPER_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    return tmp_path / "user"
 
 
 def post(client: FlaskClient, path: str = "/transcribe", **fields: Any) -> TestResponse:
@@ -49,6 +59,46 @@ def test_without_a_cache_an_answer_is_as_ever(client: FlaskClient) -> None:
         answer = post(client)
         assert answer.headers[HEADER] == "off"
         assert list(told(answer)) == ["id", "text", "language", "duration", "segments", "model", "complete", "timings"]
+
+
+class TestDefault:
+    @pytest.mark.parametrize("isolation", ["none", "process"])
+    def test_another_server_finds_what_one_has_kept(self, make_app: MakeApp, user_cache: Path, isolation: str) -> None:
+        place = user_cache / "whisperlib" / "results"
+        client = make_app(isolation=isolation).test_client()
+        assert client.get("/health").get_json()["cache"]["place"] == str(place)
+        assert post(client, cache="false").headers[HEADER] == "off"
+        assert not list(place.iterdir())
+        first, second = post(client), post(make_app(isolation=isolation).test_client())
+        assert [answer.headers[HEADER] for answer in (first, second)] == ["miss", "hit"]
+        assert told(second)["segments"] == told(first)["segments"]
+        assert told(second)["cached"] is True
+        (file,) = place.glob("*/*")
+        assert (place.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o700, 0o600)
+
+    def test_it_can_be_switched_off(self, make_app: MakeApp, user_cache: Path) -> None:
+        client = make_app(cache="off").test_client()
+        assert [post(client).headers[HEADER] for _ in range(2)] == ["off", "off"]
+        assert client.get("/health").get_json()["cache"]["place"] is None
+        assert not list(user_cache.rglob("results"))
+
+    def test_a_place_that_cannot_be_written_stops_no_server(
+        self, make_app: MakeApp, user_cache: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        user_cache.write_text("in the way", encoding="utf-8")
+        with caplog.at_level(logging.WARNING, "whisperlib.cache"):
+            client = make_app().test_client()
+            assert [post(client).headers[HEADER] for _ in range(2)] == ["off", "off"]
+        assert [record.levelname for record in caplog.records if record.name.startswith("whisperlib.cache")] == [
+            "WARNING"
+        ]
+        assert client.get("/health").get_json()["cache"]["place"] is None
+
+    def test_a_started_server_keeps_results_and_says_so_once(self, tmp_path: Path) -> None:
+        with running_server(cache="", environment={"XDG_CACHE_HOME": str(tmp_path)}) as server:
+            headers = [server.post("/transcribe", data=AUDIO).headers for _ in range(2)]
+            assert [header[HEADER] for header in headers] == ["miss", "hit"]
+            assert server.log.count(f"results are kept in {tmp_path / 'whisperlib' / 'results'}") == 1
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/inference"])

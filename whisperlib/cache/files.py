@@ -17,6 +17,7 @@ from whisperlib.cache.store import Stats, Trouble
 
 PRIVATE = 0o700
 LEFT_OVER_SECONDS = 3600.0  # a file that was begun so long ago, and is not whole, is nobody's
+RECOUNT_SECONDS = 86_400.0  # so that what is too old is deleted, however little comes
 RECOUNT_SHARE = 8  # others write too: count anew when a process has written this part of what may be there
 
 
@@ -35,6 +36,7 @@ class FileStore:
         self._trimming = threading.Lock()
         self._size_bytes: int | None = None  # not counted yet
         self._uncounted_bytes = 0
+        self._trimmed_at = 0.0
         self._evictions = 0
 
     def get(self, key: str) -> bytes | None:
@@ -67,7 +69,8 @@ class FileStore:
             self._uncounted_bytes += len(value)
             counted = self._size_bytes is not None and self._uncounted_bytes <= self._max_bytes // RECOUNT_SHARE
             within = (self._size_bytes or 0) + self._uncounted_bytes <= self._max_bytes
-        if not (counted and within):
+            recently = time.monotonic() - self._trimmed_at < RECOUNT_SECONDS
+        if not (counted and within and recently):
             self._trim()
 
     def touch(self, key: str) -> None:
@@ -128,7 +131,7 @@ class FileStore:
             return
         try:
             with self._lock:
-                self._uncounted_bytes = 0
+                self._uncounted_bytes, self._trimmed_at = 0, time.monotonic()
             now = time.time()
             kept: list[tuple[float, int, Path]] = []
             for path, status in self._entries():

@@ -115,6 +115,7 @@ def _cache(told: dict[str, Any]) -> Iterator[Line]:
         return
     yield "place", told["place"] or "off"
     if told["place"]:
+        yield "used by", told["used_by"]
         for name in ("size_bytes", "max_bytes"):
             yield _words(name), None if told[name] is None else _size(told[name])
         yield "seconds that a result is kept", told["max_age_seconds"]

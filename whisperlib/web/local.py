@@ -23,14 +23,16 @@ STOP_SECONDS = 60.0
 class LocalServer:
     """`whisperlib serve` with the given settings, by name; waits until it is ready, and stops it at the end.
 
-    Raises UnavailableError, with what the server logged last, where it does not become ready.
+    Unless they say so it keeps nothing: each request is work. Raises UnavailableError, with what the server logged
+    last, where it does not become ready.
 
         with LocalServer(model_size="micro") as server:
             requests.post(f"{server.url}/transcribe", files={"file": open("talk.mp3", "rb")})
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._settings = {"host": "127.0.0.1", "port": free_port(), "api_keys": "", "batches": "off", **settings}
+        own = {"host": "127.0.0.1", "port": free_port(), "api_keys": "", "batches": "off", "cache": "off"}
+        self._settings = {**own, **settings}
         self.url = f"http://{self._settings['host']}:{self._settings['port']}"
 
     def __enter__(self) -> LocalServer:

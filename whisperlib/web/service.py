@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from flask import current_app
 
-from whisperlib import models
+from whisperlib import cache, models
 from whisperlib.engine import Engine
 from whisperlib.errors import (
     ClosedError,
@@ -59,7 +59,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings | None = None, load: Callable[[str], Engine] | None = None) -> None:
-        self.settings = settings or get_settings()
+        self.settings = cache.for_server(settings or get_settings())
         self.pool = ModelPool.from_settings(self.settings, load)
         self._default = self.settings.model_size
         self._default_name = self._default
