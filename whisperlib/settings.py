@@ -170,7 +170,8 @@ class Settings(BaseSettings):
     concurrency: int = _setting("requests", "Requests that run at once; 0: as the cores allow.", default=0, ge=0, le=64)
     measure_threads: bool = _setting(
         "switch",
-        "Share the cores by a short measurement, once per machine, build, model and encoder, where neither of the two is set.",
+        "Share the cores by a short measurement, once per machine, build, model and encoder, "
+        "where neither of the two is set.",
         allowed="true or false",
         default=True,
     )

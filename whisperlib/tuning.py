@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from whisperlib import system
 from whisperlib.binding import Library
 from whisperlib.models import ModelFile
+from whisperlib.settings import user_cache_path
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ def candidates(cores: int) -> tuple[int, ...]:
 
 def _cache_file(cores: int, facts: Sequence[str]) -> Path:
     name = hashlib.sha256("\n".join([str(cores), *facts]).encode()).hexdigest()[:16]
-    return Path(platformdirs.user_cache_dir("whisperlib")) / f"threads-{name}.json"
+    return user_cache_path() / f"threads-{name}.json"
 
 
 def _read(path: Path) -> dict[int, float]:
