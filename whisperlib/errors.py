@@ -185,7 +185,7 @@ class OverloadedError(BusyError):
 
 
 class UnavailableError(BusyError):
-    """The model is still loading, could not be loaded, or the server is stopping."""
+    """The model is still loading, could not be loaded, has crashed too often, or the server is stopping."""
 
 
 class ClosedError(WhisperlibError):
