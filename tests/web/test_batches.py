@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -29,6 +30,14 @@ from whisperlib import assets
 from whisperlib.batches import NewBatch, NewItem, runner
 from whisperlib.batches.sqlite import SqliteQueue
 from whisperlib.enhance import Enhancement, Enhancer
+from whisperlib.errors import (
+    AudioDecodeError,
+    DeadlineExceeded,
+    EngineError,
+    MemoryBudgetError,
+    ModelFileError,
+    UnavailableError,
+)
 from whisperlib.options import TranscribeOptions
 from whisperlib.results import Segment, TokenLogprob, Transcription
 from whisperlib.settings import Settings
@@ -241,6 +250,52 @@ class TestErrors:
         assert value(client, "whisper_fetches_total", outcome=code) == 4
         wait_until(lambda: value(client, "whisper_batch_items_total", state="failed") == 1, "it is counted")
         assert value(client, "whisper_batch_queued_items") == 0
+
+    @pytest.mark.parametrize(
+        ("error", "n_calls", "state"),
+        [
+            (EngineError("the encoder failed", -6), 3, "done"),
+            (ModelFileError("the file is damaged"), 3, "done"),
+            (UnavailableError("left alone for a while", 0.0), 3, "done"),
+            (OSError(28, "No space left on device"), 3, "done"),
+            (MemoryBudgetError("too large"), 1, "failed"),
+            (DeadlineExceeded("too late"), 1, "failed"),
+            (AudioDecodeError("not audio"), 1, "failed"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_what_is_no_fault_of_the_item_is_tried_again(
+        self, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, error: Exception, n_calls: int, state: str
+    ) -> None:
+        monkeypatch.setattr(runner, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+        adapter, calls = client.application.extensions["whisper_service"].adapter, list[object]()
+        transcribe = adapter.transcribe
+
+        def fail_twice(source: Any, options: TranscribeOptions) -> Any:
+            calls.append(source)
+            if len(calls) < 3:
+                raise error
+            return transcribe(source, options)
+
+        monkeypatch.setattr(adapter, "transcribe", fail_twice)
+        told = finished(client, client.post("/batches", data={"file": upload(DOCTOR)}).headers["Location"])
+        assert (told["items"][0]["state"], len(calls)) == (state, n_calls)
+
+    def test_items_wait_for_a_model_that_is_not_there_for_a_while(
+        self, app_of: Callable[..., Flask], place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING, "whisperlib"):
+            app = app_of(model_root=tmp_path)
+            batches, client = app.extensions["whisper_batches"], app.test_client()
+            settings = json.dumps({"model": "tiny", "response_format": "json"})
+            items = [NewItem(DOCTOR, "{}", upload=batches.queue.keep(upload(DOCTOR)[0])) for _ in range(3)]
+            batch_id, _ = batches.queue.add(NewBatch(items, settings))
+            finished(client, client.post("/batches", data={"file": upload(DOCTOR)}).headers["Location"])
+            wait_until(lambda: "batches wait for their model" in caplog.text, "it is told")
+            assert client.get(f"/batches/{batch_id}").get_json()["counts"]["queued"] == 3
+            put_model(tmp_path, "tiny")
+            assert finished(client, f"/batches/{batch_id}")["counts"]["done"] == 3
+        assert caplog.text.count("batches wait for their model") == 1
 
     @pytest.mark.parametrize(
         ("body", "code", "param"),
