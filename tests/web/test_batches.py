@@ -36,6 +36,7 @@ from whisperlib.errors import (
     EngineError,
     MemoryBudgetError,
     ModelFileError,
+    OverloadedError,
     UnavailableError,
 )
 from whisperlib.options import TranscribeOptions
@@ -280,6 +281,24 @@ class TestErrors:
         monkeypatch.setattr(adapter, "transcribe", fail_twice)
         told = finished(client, client.post("/batches", data={"file": upload(DOCTOR)}).headers["Location"])
         assert (told["items"][0]["state"], len(calls)) == (state, n_calls)
+
+    def test_an_address_is_fetched_when_its_model_is_there(
+        self, app_of: Callable[..., Flask], files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = app_of(url_allow="127.0.0.1").test_client()
+        pool, refusals = client.application.extensions["whisper_service"].pool, iter([True, True])
+        lease = pool.lease
+
+        def lease_later(name: str, **keywords: Any) -> Any:
+            if next(refusals, False):
+                raise OverloadedError("requests use the memory that it needs", 0.0)
+            return lease(name, **keywords)
+
+        monkeypatch.setattr(pool, "lease", lease_later)
+        location = client.post("/batches", json={"items": [{"audio_url": f"{files}/{DOCTOR}"}]}).headers["Location"]
+        assert finished(client, location)["items"][0]["result"]["text"] == text_of(DOCTOR)
+        assert next(refusals, None) is None
+        assert value(client, "whisper_fetches_total", outcome="ok") == 1
 
     def test_items_wait_for_a_model_that_is_not_there_for_a_while(
         self, app_of: Callable[..., Flask], place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -203,9 +203,11 @@ class Batches:
         options = TranscribeOptions(**json.loads(item.options)).replace(
             cancel=cancel, progress=progress, background=True
         )
-        with self._opened(item, cancel) as file:
-            fetch_seconds = time.monotonic() - started if item.url else 0.0
-            with self._service.lease(_model_of(item.settings), cancel=cancel) as engine:
+        # The model comes first: where it cannot be had, nothing was fetched in vain.
+        with self._service.lease(_model_of(item.settings), cancel=cancel) as engine:
+            fetched = time.monotonic()
+            with self._opened(item, cancel) as file:
+                fetch_seconds = time.monotonic() - fetched if item.url else 0.0
                 result = engine.transcribe(file, options)
                 if not result.complete and (cancel.cancelled or engine.closed):  # what a deadline left is a result
                     raise TranscriptionCancelled("stopped before its end", result)
