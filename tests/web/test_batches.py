@@ -44,6 +44,7 @@ from whisperlib.results import Segment, TokenLogprob, Transcription
 from whisperlib.settings import Settings
 from whisperlib.web import batch_intake, batching, create_app, openapi
 from whisperlib.web.running import Outcome
+from whisperlib.web.schemas import Parameters
 from whisperlib.web.service import Service
 
 TRAIN, GERMAN, DOCTOR = "rms_010.flac", "german_001.flac", "seen_020.flac"
@@ -405,6 +406,10 @@ class TestErrors:
         answer = client.post("/batches", data=data)
         assert answer.get_json()["total"] == 250
         client.delete(answer.headers["Location"])
+
+    def test_a_model_is_described_as_elsewhere(self) -> None:
+        for model in (batch_intake.BatchRequest, batch_intake.BatchForm):
+            assert model.model_fields["model"].description == Parameters.model_fields["model"].description
 
     def test_the_options_are_those_of_transcribe_but_for_a_few(self) -> None:
         left_out = {"threads", "background", "cancel", "progress", "max_wait_seconds"}
