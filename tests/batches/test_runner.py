@@ -114,6 +114,30 @@ def test_what_may_not_begin_holds_up_no_other_settings(queue: SqliteQueue, start
     assert states(queue, held) == ["queued"]
 
 
+def test_an_item_that_has_ended_is_no_progress_besides(
+    queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    really = queue.finish
+
+    def work(item: Item, cancel: CancelToken, progress: ProgressCallback) -> Verdict:
+        progress(1.0)
+        told.append(running.progress(batch_id))
+        return finish(item, cancel, progress)
+
+    def look(*arguments: Any) -> bool:
+        written = really(*arguments)
+        told.append(running.progress(batch_id))
+        return written
+
+    monkeypatch.setattr(queue, "finish", look)
+    running = start(work)
+    batch_id = add(queue)
+    running.wake()
+    wait_until(lambda: len(told) == 2, "it is finished")
+    assert told == [1.0, 0.0]
+
+
 def test_a_stop_gives_back_what_runs_as_if_it_had_not_begun(queue: SqliteQueue, start: Start) -> None:
     batch_id = add(queue)
     running = start(until_cancelled)

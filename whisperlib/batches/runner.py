@@ -167,6 +167,7 @@ class Runner:
 
     def _do(self, one: _Running) -> None:
         verdict = self._work(one.item, one.cancel, one.set_fraction)
+        one.fraction = 0.0  # it counts as a whole item as soon as it has ended
         if isinstance(verdict, Crashed):
             self._rests_until = time.monotonic() + CRASH_SECONDS
         while True:  # what was worked out is not lost because a disk is full
