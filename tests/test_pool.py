@@ -39,7 +39,7 @@ from whisperlib.errors import (
     TranscriptionCancelled,
 )
 from whisperlib.options import CancelToken
-from whisperlib.pool import ModelPool
+from whisperlib.pool import RECENT_SECONDS, ModelPool
 from whisperlib.settings import Settings
 
 RACE_SECONDS = float(os.environ.get("WHISPER_RACE_SECONDS", "3"))  # read before the fixtures hide it
@@ -331,6 +331,67 @@ def test_where_only_leases_are_in_the_way_one_waits_for_them(
         assert not engine.closed
     assert waiting.result(WAIT_SECONDS) == "small"
     assert world.closed[-1] == "base"
+
+
+def test_the_background_has_nothing_unloaded_that_was_used_recently(make_pool: MakePool, world: World) -> None:
+    pool = make_pool(150)
+    use(pool, "tiny")
+    use(pool, "base")
+    assert not pool.has_room("small")
+    with pytest.raises(OverloadedError, match="'small'.*requests use the memory"):
+        use(pool, "small", background=True, max_wait_seconds=WAIT_SECONDS)
+    assert pool.has_room("base")
+    assert use(pool, "base", background=True) == "base"
+    world.now += RECENT_SECONDS
+    assert pool.has_room("small")
+    assert use(pool, "small", background=True) == "small"
+    assert world.closed == ["tiny", "base"]
+
+
+def test_a_request_has_a_model_back_from_the_background(
+    make_pool: MakePool, world: World, threads: ThreadPoolExecutor
+) -> None:
+    pool, cancel, revoked = make_pool(170), CancelToken(), threading.Event()
+    cancel.add_listener(revoked.set)
+    with ExitStack() as leases:
+        leases.enter_context(pool.lease("medium", background=True, cancel=cancel))
+        asking = threads.submit(use, pool, "base")
+        assert revoked.wait(WAIT_SECONDS)
+        wait_until(lambda: pool.waiting == 1, "it waits")
+        assert not pool.has_room("medium")
+        with pytest.raises(OverloadedError, match="requests wait for memory"):
+            use(pool, "medium", background=True)
+    assert asking.result(WAIT_SECONDS) == "base"
+    assert world.closed == ["medium"]
+    assert not pool.has_room("medium")
+
+
+def test_nothing_is_revoked_in_vain(make_pool: MakePool, world: World, threads: ThreadPoolExecutor) -> None:
+    pool, cancel = make_pool(80), CancelToken()
+    world.larger["small"] = 50
+    with ExitStack() as leases:
+        leases.enter_context(pool.lease("tiny", background=True, cancel=cancel))
+        with pool.lease("base"):
+            asking = threads.submit(use, pool, "small")
+            wait_until(lambda: pool.waiting == 1, "it waits")
+            assert not cancel.cancelled
+        wait_until(lambda: cancel.cancelled, "now the background is all that is in the way")
+    assert asking.result(WAIT_SECONDS) == "small"
+
+
+def test_the_background_does_not_wait_for_a_load(
+    make_pool: MakePool, world: World, threads: ThreadPoolExecutor
+) -> None:
+    pool, gate = make_pool(), world.hold("tiny")
+    first = threads.submit(use, pool, "tiny")
+    assert world.began["tiny"].wait(WAIT_SECONDS)
+    for name in ("tiny", "base"):
+        assert not pool.has_room(name)
+        with pytest.raises(OverloadedError, match="another model is being loaded"):
+            use(pool, name, background=True)
+    gate.set()
+    assert first.result(WAIT_SECONDS) == "tiny"
+    assert pool.has_room("tiny")
 
 
 def test_a_model_that_turns_out_too_large_for_now_waits_for_room(

@@ -26,7 +26,7 @@ from tests.web.busy_engine import busy
 from tests.web.conftest import MakeApp, bare_app, put_model
 from tests.web.running_server import RunningServer, running_server, wait_until
 from tests.web.test_metrics import value
-from whisperlib import assets
+from whisperlib import assets, pool
 from whisperlib.batches import NewBatch, NewItem, runner
 from whisperlib.batches.sqlite import SqliteQueue
 from whisperlib.enhance import Enhancement, Enhancer
@@ -37,6 +37,7 @@ from whisperlib.errors import (
     MemoryBudgetError,
     ModelFileError,
     OverloadedError,
+    TranscriptionCancelled,
     UnavailableError,
 )
 from whisperlib.options import TranscribeOptions
@@ -287,15 +288,15 @@ class TestErrors:
         self, app_of: Callable[..., Flask], files: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         client = app_of(url_allow="127.0.0.1").test_client()
-        pool, refusals = client.application.extensions["whisper_service"].pool, iter([True, True])
-        lease = pool.lease
+        models, refusals = client.application.extensions["whisper_service"].pool, iter([True, True])
+        lease = models.lease
 
         def lease_later(name: str, **keywords: Any) -> Any:
             if next(refusals, False):
                 raise OverloadedError("requests use the memory that it needs", 0.0)
             return lease(name, **keywords)
 
-        monkeypatch.setattr(pool, "lease", lease_later)
+        monkeypatch.setattr(models, "lease", lease_later)
         location = client.post("/batches", json={"items": [{"audio_url": f"{files}/{DOCTOR}"}]}).headers["Location"]
         assert finished(client, location)["items"][0]["result"]["text"] == text_of(DOCTOR)
         assert next(refusals, None) is None
@@ -763,6 +764,49 @@ class TestPriority:
             finished(client, send(free))
             assert client.get(waiting).get_json()["state"] == "queued"
         finished(client, waiting)
+
+    def test_nothing_is_begun_while_a_request_waits_for_any_model(
+        self, app_of: Callable[..., Flask], tmp_path: Path
+    ) -> None:
+        put_model(tmp_path, "tiny")
+        app = app_of(concurrency=1, model_root=tmp_path)
+        adapter, settings = app.extensions["whisper_service"].adapter, json.dumps({"model": "tiny"})
+        may_begin = app.extensions["whisper_batches"]._may_begin
+        with busy(adapter):
+            assert may_begin(settings)
+            with adapter.stream(assets.SAMPLES / DOCTOR, cache=False):
+                assert adapter.workload().waiting == 1
+                assert not may_begin(settings)
+        assert may_begin(settings)
+
+    def test_a_request_has_the_memory_that_an_item_s_model_has(
+        self, app_of: Callable[..., Flask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pool, "RECENT_SECONDS", 0.0)
+        model_bytes = put_model(tmp_path, "tiny").stat().st_size
+        client = app_of(concurrency=1, model_root=tmp_path, pinned="base").test_client()
+        models = client.application.extensions["whisper_service"].pool
+        models._resident_bytes = lambda: 0  # so that a model takes what its file does
+        models.reload("micro")
+        models.unload("micro")
+        models.budget_bytes = model_bytes * 3 // 2
+        models.load("tiny")
+        runs = threading.Event()
+
+        def run_until_revoked(_source: Any, options: TranscribeOptions) -> Any:
+            revoked = threading.Event()
+            assert options.cancel
+            options.cancel.add_listener(revoked.set)
+            runs.set()
+            assert revoked.wait(60)
+            raise TranscriptionCancelled("revoked")
+
+        monkeypatch.setattr(models.engine("tiny"), "transcribe", run_until_revoked)
+        location = client.post("/batches", data={"file": upload(GERMAN), "model": "tiny"}).headers["Location"]
+        assert runs.wait(60)
+        assert client.post("/transcribe", data={"file": upload(DOCTOR)}).get_json()["text"] == text_of(DOCTOR)
+        assert finished(client, location)["items"][0]["result"]["text"] == text_of(GERMAN)
+        assert list(models.loaded()) == ["tiny"]
 
 
 def test_a_server_that_is_killed_loses_nothing_and_does_nothing_twice(place: Path) -> None:

@@ -150,26 +150,26 @@ class Batches:
             return 1
 
     def _may_begin(self, settings: str) -> bool:
-        """Whether the model that they name can be had, and has a free slot that nobody waits for.
-
-        What runs makes way by itself.
-        """
-        model = _model_of(settings)
+        """Whether the model that they name has a free slot, or may be loaded, and nobody waits for any model."""
+        model, pool = _model_of(settings), self._service.pool
         try:
             key = self._service.key_of(model)
-            engine = self._service.pool.engine(key)
+            engine = pool.engine(key)
             if engine is None:
                 models.resolve(key, settings=self._service.settings)
+            if self._service.phase != "ready" or not pool.has_room(key):
+                return False
+        except MemoryBudgetError:
+            return True  # nor will it have room later, as the item will say
         except WhisperlibError as error:
             if model not in self._missing:
                 logger.warning("batches wait for their model: %s", error)
             self._missing.add(model)
             return False
         self._missing.discard(model)
-        if engine is None:
-            return self._service.phase == "ready"  # an item may load it
-        work = engine.workload()
-        return work.waiting == 0 and work.running < engine.config.concurrency
+        if any(one.workload().waiting for one in pool.engines()):
+            return False
+        return engine is None or engine.workload().running < engine.config.concurrency
 
     def _work(self, item: Item, cancel: CancelToken, progress: ProgressCallback) -> Verdict:
         log.REQUEST_ID.set(f"{item.batch_id}/{item.index}")
@@ -204,7 +204,7 @@ class Batches:
             cancel=cancel, progress=progress, background=True
         )
         # The model comes first: where it cannot be had, nothing was fetched in vain.
-        with self._service.lease(_model_of(item.settings), cancel=cancel) as engine:
+        with self._service.lease(_model_of(item.settings), cancel=cancel, background=True) as engine:
             fetched = time.monotonic()
             with self._opened(item, cancel) as file:
                 fetch_seconds = time.monotonic() - fetched if item.url else 0.0

@@ -147,6 +147,7 @@ class Service:
         keep_alive_seconds: float | None = None,
         max_wait_seconds: float | None = None,
         cancel: CancelToken | None = None,
+        background: bool = False,
     ) -> AbstractContextManager[Engine]:
         """Lend a model, as `ModelPool.lease` does, under the name that a client gives it.
 
@@ -158,6 +159,7 @@ class Service:
             keep_alive_seconds=keep_alive_seconds,
             max_wait_seconds=longest if max_wait_seconds is None else min(max_wait_seconds, longest),
             cancel=cancel,
+            background=background,
         )
 
     def start(self, *, delay_seconds: float = 0.0, reason: str | None = None) -> None:
