@@ -7,6 +7,7 @@ lets the race at the end of this file run for a minute instead of a few seconds.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -29,6 +30,7 @@ from tests.conftest import ROOT
 from tests.web.conftest import put_model
 from tests.web.running_server import wait_until
 from whisperlib import WhisperLibraryAdapter, assets
+from whisperlib.encoder import files
 from whisperlib.engine import Engine
 from whisperlib.errors import (
     ClosedError,
@@ -254,6 +256,10 @@ def test_what_grows_beside_a_request_is_no_measure(make_pool: MakePool, world: W
     assert (pool.status("small").size_bytes, pool.status("small").measured) == (50 * MEGABYTE, False)
     pool.reload("small")
     assert (pool.status("small").size_bytes, pool.status("small").measured) == (100 * MEGABYTE, True)
+    pool.unload("small")
+    with pool.lease("tiny"):
+        use(pool, "small")
+    assert (pool.status("small").size_bytes, pool.status("small").measured) == (100 * MEGABYTE, True)
 
 
 def test_a_model_takes_no_less_than_its_file(make_pool: MakePool, world: World) -> None:
@@ -303,7 +309,7 @@ def test_pinned_models_stay(make_pool: MakePool, world: World) -> None:
 def test_a_model_that_can_never_fit_is_a_clear_error(make_pool: MakePool, world: World) -> None:
     pool = make_pool(110, pinned=("tiny",))
     use(pool, "tiny")
-    with pytest.raises(MemoryBudgetError, match=r"'medium' takes 80 MB \(the size of its file\).* 110 MB.*tiny 40 MB"):
+    with pytest.raises(MemoryBudgetError, match=r"'medium' takes 80 MB \(the size of its files\).* 110 MB.*tiny 40 MB"):
         use(pool, "medium")
     assert world.loaded == ["tiny"]
     with pytest.raises(MemoryBudgetError, match=r"'small' takes 100 MB \(measured\).*WHISPER_PINNED"):
@@ -610,6 +616,28 @@ def test_the_settings_say_how_a_pool_is_made(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="models download tiny"):
         pool.load("tiny")
     assert ModelPool.from_settings(Settings(pinned="tiny,base")).pinned == {"tiny", "base"}
+
+
+def test_the_encoder_beside_a_model_counts_where_it_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "require_openvino", lambda: None)
+    model = put_model(tmp_path, "tiny")
+    alone = model.stat().st_size
+    for kind, n_bytes in (("float", 2000), ("int8", 1000)):
+        directory = files.directory_of(model, kind)
+        directory.mkdir()
+        about = {"kind": kind, "format": files.FORMAT, "model": files.fingerprint(model), "relative_errors": {}}
+        (directory / files.ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        (directory / "encoder.xml").touch()
+        (directory / "encoder.bin").write_bytes(bytes(n_bytes))
+
+    def estimate(**settings: Any) -> int | None:
+        return ModelPool.from_settings(Settings(model_root=tmp_path, **settings)).status("tiny").size_bytes
+
+    assert estimate() == alone + 2000
+    assert estimate(encoder_precision="int8") == alone + 1000
+    assert estimate(encoder="ggml") == estimate(device="cuda") == alone
+    (files.directory_of(model, "float") / "encoder.bin").unlink()
+    assert estimate() == alone
 
 
 def test_the_example_of_the_documentation_runs(

@@ -17,8 +17,16 @@ from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
 from whisperlib import engine, models, system
+from whisperlib.encoder import files
 from whisperlib.engine import Engine
-from whisperlib.errors import ClosedError, MemoryBudgetError, OverloadedError, TranscriptionCancelled, WhisperlibError
+from whisperlib.errors import (
+    ClosedError,
+    MemoryBudgetError,
+    ModelError,
+    OverloadedError,
+    TranscriptionCancelled,
+    WhisperlibError,
+)
 from whisperlib.options import CancelToken
 from whisperlib.settings import Settings
 
@@ -37,7 +45,7 @@ class ModelStatus:
     """A model that is served.
 
     `state` is `unloaded`, `loading`, `ready`, `unloading` or `failed`, and `reason` says why it failed. `size_bytes` is
-    the memory that it takes if it was `measured`, else the size of its file. `leases` are the requests that use it.
+    the memory that it takes if it was `measured`, else the size of its files. `leases` are the requests that use it.
     `idle_seconds` have passed since its last use, and in `expires_in_seconds` it is unloaded; null where it is not
     loaded, is in use, or stays.
     """
@@ -121,9 +129,9 @@ class ModelPool:
     uses go first, of them the one that was not used for longest; `pinned` ones stay. A model that nobody has used for
     `keep_alive_seconds` is unloaded by `expire`, which `watch` calls; 0: never.
 
-    A model's size is what the process grows by while it loads, or all of the process that it has of its own. Before
-    the first load, and where requests ran beside it, `size_of` its file stands in. `clock` tells the seconds of
-    idleness, `resident_bytes` the memory of this process.
+    A model's size is what the process grows by while it loads, or all of the process that it has of its own; what was
+    measured once holds until a later load is. Before, and where requests ran beside every load, `size_of` its files
+    stands in. `clock` tells the seconds of idleness, `resident_bytes` the memory of this process.
     """
 
     def __init__(
@@ -155,7 +163,7 @@ class ModelPool:
         """Make the pool that the settings describe; `load` stands in for `engine.start`."""
         return cls(
             load or (lambda name: engine.start(name, settings=settings)),
-            lambda name: models.resolve(name, settings=settings).size,
+            lambda name: _file_bytes(name, settings),
             budget_bytes=settings.memory_budget,
             pinned=settings.pinned or (settings.model_size,),
             keep_alive_seconds=settings.keep_alive_seconds,
@@ -323,7 +331,7 @@ class ModelPool:
                 return loaded
 
     def _estimate(self, name: str) -> None:
-        """Take the size of the file for that of the model until it is measured."""
+        """Take the size of the files for that of the model until it is measured."""
         with self._changed:
             entry = self._entries.setdefault(name, _Entry())
             if entry.size_bytes is not None:
@@ -522,7 +530,7 @@ class ModelPool:
 
     def _why_too_large(self, name: str, staying: Collection[_Loaded]) -> str:
         entry = self._entries[name]
-        how = "measured" if entry.measured else "the size of its file"
+        how = "measured" if entry.measured else "the size of its files"
         beside = "".join(f", {loaded.name} {_megabytes(loaded.size_bytes)}" for loaded in staying)
         return (
             f"the model {name!r} takes {_megabytes(entry.size_bytes)} ({how}), and WHISPER_MEMORY_BUDGET is "
@@ -581,6 +589,19 @@ class ModelPool:
 def _cancel(tokens: Iterable[CancelToken]) -> None:
     for token in tokens:
         token.cancel()
+
+
+def _file_bytes(name: str, settings: Settings) -> int:
+    """Return the size of a model's file, and of the weights of OpenVINO's encoder where that is there and may run."""
+    model = models.resolve(name, settings=settings)
+    if settings.encoder == "ggml" or settings.device == "cuda":
+        return model.size
+    try:
+        files.require_openvino()
+        accelerated = files.find(model.path, "int8" if settings.encoder_precision == "int8" else "float")
+    except ModelError:
+        return model.size
+    return model.size + accelerated.graph.with_suffix(".bin").stat().st_size
 
 
 def _refuse(name: str, obstacle: str) -> NoReturn:
