@@ -402,6 +402,17 @@ class TestErrors:
         assert error_of(client.post("/batches", json={"items": items})) == (413, "too_many_items", "items")
         assert client.post("/batches", json={"items": items[:2]}).status_code == 202
 
+    def test_what_has_no_room_is_refused(self, app_of: Callable[..., Flask]) -> None:
+        app = app_of(batch_max_queued=1, batch_max_bytes=200_000)
+        client = app.test_client()
+        answer = client.post("/batches", json={"items": [{"audio_url": URL}] * 2})
+        assert error_of(answer)[:2] == (429, "overloaded")
+        assert int(answer.headers["Retry-After"]) == 60
+        answer = client.post("/batches", data={"file": (io.BytesIO(bytes(200_000)), "a.wav")})
+        assert error_of(answer)[:2] == (507, "batches_full")
+        assert uploads(app) == []
+        finished(client, client.post("/batches", data={"file": upload(DOCTOR)}).headers["Location"])
+
     def test_a_form_may_have_more_files_than_that_of_one_request(self, client: FlaskClient) -> None:
         data = {"file": [(io.BytesIO(b"x"), f"{number}.wav") for number in range(250)]}
         answer = client.post("/batches", data=data)
