@@ -354,6 +354,14 @@ def test_the_background_has_nothing_unloaded_that_was_used_recently(make_pool: M
     assert world.closed == ["tiny", "base"]
 
 
+def test_what_only_the_background_used_makes_room_for_it(make_pool: MakePool, world: World) -> None:
+    pool = make_pool(110)
+    use(pool, "small", background=True)
+    assert pool.has_room("base")
+    assert use(pool, "base", background=True) == "base"
+    assert world.closed == ["small"]
+
+
 def test_a_request_has_a_model_back_from_the_background(
     make_pool: MakePool, world: World, threads: ThreadPoolExecutor
 ) -> None:

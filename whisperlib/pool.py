@@ -8,6 +8,7 @@ with pool.lease("small") as engine:    # loads it if need be; what is lent is no
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 State = Literal["unloaded", "loading", "ready", "unloading", "failed"]
 
 RETRY_SECONDS = 5.0  # when to come back where others keep the memory
-RECENT_SECONDS = 60.0  # a model that was used since then makes no room for the background
+RECENT_SECONDS = 60.0  # a model that a request used since then makes no room for the background
 
 _IN_USE = "requests use the memory that it needs"
 
@@ -63,13 +64,17 @@ class ModelStatus:
 
 @dataclass(eq=False)
 class _Loaded:
-    """A model in memory. One that is retired is closed by whoever gives the last lease back."""
+    """A model in memory. One that is retired is closed by whoever gives the last lease back.
+
+    `last_used` is by whomever, `last_asked` by others than the background.
+    """
 
     name: str
     engine: Engine
     size_bytes: int
     keep_alive_seconds: float
     last_used: float
+    last_asked: float = -math.inf
     leases: int = 0
     background: list[CancelToken] = field(default_factory=list)  # of those leases that can be revoked
     retired: bool = False
@@ -183,7 +188,7 @@ class ModelPool:
 
         `keep_alive_seconds` is how long it stays unused after that, in place of the pool's. `max_wait_seconds` limits
         the wait for other models' loads and leases; a wait for this one's load has no limit. A lease of the
-        `background` waits for nothing, has no model unloaded that was used within the last minute, and is revoked by
+        `background` waits for nothing, has no model unloaded that others used within the last minute, and is revoked by
         `cancel` as soon as another request needs the memory: the block is to end then.
 
         Raises what the load raises, to all who wait for it; MemoryBudgetError where the model can never fit,
@@ -467,9 +472,11 @@ class ModelPool:
     def _give_back(self, loaded: _Loaded, borrower: _Borrower, keep_alive_seconds: float | None = None) -> None:
         with self._changed:
             loaded.leases -= 1
+            loaded.last_used = self._clock()
             if borrower.revoke:
                 loaded.background.remove(borrower.revoke)
-            loaded.last_used = self._clock()
+            else:
+                loaded.last_asked = loaded.last_used
             loaded.keep_alive_seconds = self.keep_alive_seconds if keep_alive_seconds is None else keep_alive_seconds
             last = loaded.retired and not loaded.leases
             self._changed.notify_all()
@@ -496,8 +503,8 @@ class ModelPool:
 
     def _victims_of(self, name: str, borrower: _Borrower) -> list[str] | None:
         """Return the models that must go so that a borrower's fits; None where leases are in the way for now."""
-        last = self._clock() - RECENT_SECONDS if borrower.revoke else self._clock()
-        return self._victims(name, lambda loaded: not loaded.leases and loaded.last_used <= last)
+        since = self._clock() - RECENT_SECONDS if borrower.revoke else math.inf
+        return self._victims(name, lambda loaded: not loaded.leases and loaded.last_asked <= since)
 
     def _victims(self, name: str, may_go: Callable[[_Loaded], bool]) -> list[str] | None:
         """Return the models that must go so that this one fits; None where those that may go are not enough.
