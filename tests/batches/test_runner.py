@@ -279,6 +279,36 @@ def test_what_may_have_ended_the_process_runs_alone(queue: SqliteQueue, start: S
     assert [count for attempts, count in most if attempts > 1] == [1, 1]
 
 
+def test_what_may_have_ended_the_process_waits_for_what_runs(
+    queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    batch_id = add(queue, 2)
+    assert queue.claim("dead", 60.0)
+    SqliteQueue(tmp_path, alone=True).close()
+    claim, looked = queue.claim, threading.Event()
+    ended: list[int] = []
+    before: list[list[int]] = []
+
+    def look(*arguments: Any, **keywords: Any) -> Item | None:
+        item = claim(*arguments, **keywords)
+        if item is None:
+            looked.set()
+        return item
+
+    def work(item: Item, *rest: Any) -> Verdict:
+        if item.attempts > 1:
+            before.append(list(ended))
+        else:
+            looked.wait(PATIENCE_SECONDS)
+            ended.append(item.index)
+        return finish(item, *rest)
+
+    monkeypatch.setattr(queue, "claim", look)
+    start(work, slots=2)
+    wait_for(queue, batch_id, "done", "done")
+    assert before == [[1]]
+
+
 def test_what_may_have_crashed_the_model_runs_again_alone_and_after_a_rest(
     queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
