@@ -597,6 +597,8 @@ class TestRoom:
                 refuse()
         assert {path.name for path in uploads(tmp_path)} == {first.name, second.name}
         queue.discard([first])
+        with pytest.raises(BatchesFullError):
+            queue.keep(io.BytesIO(2 * self.MEGABYTE))
         self.keep(queue)
         queue.close()
 
