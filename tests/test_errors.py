@@ -42,7 +42,7 @@ def test_the_tree_drawn_is_the_tree_there_is() -> None:
         assert len(own) <= 1
         actual[name] = (own[0] if own else None, foreign[0] if own and foreign else None)
     assert drawn() == actual
-    assert len(actual) == 33
+    assert len(actual) == 34
 
 
 @pytest.mark.parametrize(

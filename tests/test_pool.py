@@ -7,6 +7,7 @@ lets the race at the end of this file run for a minute instead of a few seconds.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -29,6 +30,7 @@ from tests.conftest import ROOT
 from tests.web.conftest import put_model
 from tests.web.running_server import wait_until
 from whisperlib import WhisperLibraryAdapter, assets
+from whisperlib.encoder import files
 from whisperlib.engine import Engine
 from whisperlib.errors import (
     ClosedError,
@@ -39,7 +41,7 @@ from whisperlib.errors import (
     TranscriptionCancelled,
 )
 from whisperlib.options import CancelToken
-from whisperlib.pool import ModelPool
+from whisperlib.pool import RECENT_SECONDS, ModelPool
 from whisperlib.settings import Settings
 
 RACE_SECONDS = float(os.environ.get("WHISPER_RACE_SECONDS", "3"))  # read before the fixtures hide it
@@ -254,6 +256,10 @@ def test_what_grows_beside_a_request_is_no_measure(make_pool: MakePool, world: W
     assert (pool.status("small").size_bytes, pool.status("small").measured) == (50 * MEGABYTE, False)
     pool.reload("small")
     assert (pool.status("small").size_bytes, pool.status("small").measured) == (100 * MEGABYTE, True)
+    pool.unload("small")
+    with pool.lease("tiny"):
+        use(pool, "small")
+    assert (pool.status("small").size_bytes, pool.status("small").measured) == (100 * MEGABYTE, True)
 
 
 def test_a_model_takes_no_less_than_its_file(make_pool: MakePool, world: World) -> None:
@@ -303,7 +309,7 @@ def test_pinned_models_stay(make_pool: MakePool, world: World) -> None:
 def test_a_model_that_can_never_fit_is_a_clear_error(make_pool: MakePool, world: World) -> None:
     pool = make_pool(110, pinned=("tiny",))
     use(pool, "tiny")
-    with pytest.raises(MemoryBudgetError, match=r"'medium' takes 80 MB \(the size of its file\).* 110 MB.*tiny 40 MB"):
+    with pytest.raises(MemoryBudgetError, match=r"'medium' takes 80 MB \(the size of its files\).* 110 MB.*tiny 40 MB"):
         use(pool, "medium")
     assert world.loaded == ["tiny"]
     with pytest.raises(MemoryBudgetError, match=r"'small' takes 100 MB \(measured\).*WHISPER_PINNED"):
@@ -331,6 +337,75 @@ def test_where_only_leases_are_in_the_way_one_waits_for_them(
         assert not engine.closed
     assert waiting.result(WAIT_SECONDS) == "small"
     assert world.closed[-1] == "base"
+
+
+def test_the_background_has_nothing_unloaded_that_was_used_recently(make_pool: MakePool, world: World) -> None:
+    pool = make_pool(150)
+    use(pool, "tiny")
+    use(pool, "base")
+    assert not pool.has_room("small")
+    with pytest.raises(OverloadedError, match="'small'.*requests use the memory"):
+        use(pool, "small", background=True, max_wait_seconds=WAIT_SECONDS)
+    assert pool.has_room("base")
+    assert use(pool, "base", background=True) == "base"
+    world.now += RECENT_SECONDS
+    assert pool.has_room("small")
+    assert use(pool, "small", background=True) == "small"
+    assert world.closed == ["tiny", "base"]
+
+
+def test_what_only_the_background_used_makes_room_for_it(make_pool: MakePool, world: World) -> None:
+    pool = make_pool(110)
+    use(pool, "small", background=True)
+    assert pool.has_room("base")
+    assert use(pool, "base", background=True) == "base"
+    assert world.closed == ["small"]
+
+
+def test_a_request_has_a_model_back_from_the_background(
+    make_pool: MakePool, world: World, threads: ThreadPoolExecutor
+) -> None:
+    pool, cancel, revoked = make_pool(170), CancelToken(), threading.Event()
+    cancel.add_listener(revoked.set)
+    with ExitStack() as leases:
+        leases.enter_context(pool.lease("medium", background=True, cancel=cancel))
+        asking = threads.submit(use, pool, "base")
+        assert revoked.wait(WAIT_SECONDS)
+        wait_until(lambda: pool.waiting == 1, "it waits")
+        assert not pool.has_room("medium")
+        with pytest.raises(OverloadedError, match="requests wait for memory"):
+            use(pool, "medium", background=True)
+    assert asking.result(WAIT_SECONDS) == "base"
+    assert world.closed == ["medium"]
+    assert not pool.has_room("medium")
+
+
+def test_nothing_is_revoked_in_vain(make_pool: MakePool, world: World, threads: ThreadPoolExecutor) -> None:
+    pool, cancel = make_pool(80), CancelToken()
+    world.larger["small"] = 50
+    with ExitStack() as leases:
+        leases.enter_context(pool.lease("tiny", background=True, cancel=cancel))
+        with pool.lease("base"):
+            asking = threads.submit(use, pool, "small")
+            wait_until(lambda: pool.waiting == 1, "it waits")
+            assert not cancel.cancelled
+        wait_until(lambda: cancel.cancelled, "now the background is all that is in the way")
+    assert asking.result(WAIT_SECONDS) == "small"
+
+
+def test_the_background_does_not_wait_for_a_load(
+    make_pool: MakePool, world: World, threads: ThreadPoolExecutor
+) -> None:
+    pool, gate = make_pool(), world.hold("tiny")
+    first = threads.submit(use, pool, "tiny")
+    assert world.began["tiny"].wait(WAIT_SECONDS)
+    for name in ("tiny", "base"):
+        assert not pool.has_room(name)
+        with pytest.raises(OverloadedError, match="another model is being loaded"):
+            use(pool, name, background=True)
+    gate.set()
+    assert first.result(WAIT_SECONDS) == "tiny"
+    assert pool.has_room("tiny")
 
 
 def test_a_model_that_turns_out_too_large_for_now_waits_for_room(
@@ -549,6 +624,28 @@ def test_the_settings_say_how_a_pool_is_made(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="models download tiny"):
         pool.load("tiny")
     assert ModelPool.from_settings(Settings(pinned="tiny,base")).pinned == {"tiny", "base"}
+
+
+def test_the_encoder_beside_a_model_counts_where_it_may_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "require_openvino", lambda: None)
+    model = put_model(tmp_path, "tiny")
+    alone = model.stat().st_size
+    for kind, n_bytes in (("float", 2000), ("int8", 1000)):
+        directory = files.directory_of(model, kind)
+        directory.mkdir()
+        about = {"kind": kind, "format": files.FORMAT, "model": files.fingerprint(model), "relative_errors": {}}
+        (directory / files.ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        (directory / "encoder.xml").touch()
+        (directory / "encoder.bin").write_bytes(bytes(n_bytes))
+
+    def estimate(**settings: Any) -> int | None:
+        return ModelPool.from_settings(Settings(model_root=tmp_path, **settings)).status("tiny").size_bytes
+
+    assert estimate() == alone + 2000
+    assert estimate(encoder_precision="int8") == alone + 1000
+    assert estimate(encoder="ggml") == estimate(device="cuda") == alone
+    (files.directory_of(model, "float") / "encoder.bin").unlink()
+    assert estimate() == alone
 
 
 def test_the_example_of_the_documentation_runs(

@@ -25,6 +25,7 @@
     │   └── FetchTimeoutError  not there in time                           (TimeoutError)
     ├── LanguageModelError     the language model gave no answer that can be used
     ├── BatchStoreError        the place where batches are kept fails
+    ├── BatchesFullError       what is kept of batches leaves no room for another
     ├── BatchKeyTakenError     another batch has the key that this one was given
     ├── BusyError              not now; says after how many seconds to try again
     │   ├── OverloadedError    too much work is waiting
@@ -168,6 +169,10 @@ class BatchStoreError(WhisperlibError):
     """The place where batches are kept cannot be used: not written, full, damaged, or somebody else's."""
 
 
+class BatchesFullError(WhisperlibError):
+    """What is kept of batches, their audio and their results, leaves no room for another."""
+
+
 class BatchKeyTakenError(WhisperlibError):
     """A batch with this key is there, and is another one."""
 
@@ -185,7 +190,7 @@ class OverloadedError(BusyError):
 
 
 class UnavailableError(BusyError):
-    """The model is still loading, could not be loaded, or the server is stopping."""
+    """The model is still loading, could not be loaded, has crashed too often, or the server is stopping."""
 
 
 class ClosedError(WhisperlibError):

@@ -8,6 +8,7 @@ with pool.lease("small") as engine:    # loads it if need be; what is lent is no
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -17,8 +18,16 @@ from dataclasses import dataclass, field
 from typing import Literal, NoReturn
 
 from whisperlib import engine, models, system
+from whisperlib.encoder import files
 from whisperlib.engine import Engine
-from whisperlib.errors import ClosedError, MemoryBudgetError, OverloadedError, TranscriptionCancelled, WhisperlibError
+from whisperlib.errors import (
+    ClosedError,
+    MemoryBudgetError,
+    ModelError,
+    OverloadedError,
+    TranscriptionCancelled,
+    WhisperlibError,
+)
 from whisperlib.options import CancelToken
 from whisperlib.settings import Settings
 
@@ -27,6 +36,9 @@ logger = logging.getLogger(__name__)
 State = Literal["unloaded", "loading", "ready", "unloading", "failed"]
 
 RETRY_SECONDS = 5.0  # when to come back where others keep the memory
+RECENT_SECONDS = 60.0  # a model that a request used since then makes no room for the background
+
+_IN_USE = "requests use the memory that it needs"
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class ModelStatus:
     """A model that is served.
 
     `state` is `unloaded`, `loading`, `ready`, `unloading` or `failed`, and `reason` says why it failed. `size_bytes` is
-    the memory that it takes if it was `measured`, else the size of its file. `leases` are the requests that use it.
+    the memory that it takes if it was `measured`, else the size of its files. `leases` are the requests that use it.
     `idle_seconds` have passed since its last use, and in `expires_in_seconds` it is unloaded; null where it is not
     loaded, is in use, or stays.
     """
@@ -52,14 +64,19 @@ class ModelStatus:
 
 @dataclass(eq=False)
 class _Loaded:
-    """A model in memory. One that is retired is closed by whoever gives the last lease back."""
+    """A model in memory. One that is retired is closed by whoever gives the last lease back.
+
+    `last_used` is by whomever, `last_asked` by others than the background.
+    """
 
     name: str
     engine: Engine
     size_bytes: int
     keep_alive_seconds: float
     last_used: float
+    last_asked: float = -math.inf
     leases: int = 0
+    background: list[CancelToken] = field(default_factory=list)  # of those leases that can be revoked
     retired: bool = False
     closing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -72,12 +89,21 @@ class _Loaded:
                 logger.exception("%s could not be closed", self.name)
 
 
+@dataclass(frozen=True)
+class _Borrower:
+    """Who asks for a model. `revoke`: of the background, what has it give the model back."""
+
+    cancel: CancelToken | None = None
+    revoke: CancelToken | None = None
+
+
 @dataclass(eq=False)
 class _Load:
     """A load that goes on. `alone`: no request has run beside it, so that the memory it takes can be measured."""
 
     name: str
     alone: bool
+    borrower: _Borrower
     error: BaseException | None = None
 
 
@@ -108,9 +134,9 @@ class ModelPool:
     uses go first, of them the one that was not used for longest; `pinned` ones stay. A model that nobody has used for
     `keep_alive_seconds` is unloaded by `expire`, which `watch` calls; 0: never.
 
-    A model's size is what the process grows by while it loads, or all of the process that it has of its own. Before
-    the first load, and where requests ran beside it, `size_of` its file stands in. `clock` tells the seconds of
-    idleness, `resident_bytes` the memory of this process.
+    A model's size is what the process grows by while it loads, or all of the process that it has of its own; what was
+    measured once holds until a later load is. Before, and where requests ran beside every load, `size_of` its files
+    stands in. `clock` tells the seconds of idleness, `resident_bytes` the memory of this process.
     """
 
     def __init__(
@@ -134,6 +160,7 @@ class ModelPool:
         self._changed = threading.Condition()
         self._entries: dict[str, _Entry] = {}
         self._load: _Load | None = None
+        self._n_blocked = 0  # requests that wait for memory
         self._closed = False
 
     @classmethod
@@ -141,7 +168,7 @@ class ModelPool:
         """Make the pool that the settings describe; `load` stands in for `engine.start`."""
         return cls(
             load or (lambda name: engine.start(name, settings=settings)),
-            lambda name: models.resolve(name, settings=settings).size,
+            lambda name: _file_bytes(name, settings),
             budget_bytes=settings.memory_budget,
             pinned=settings.pinned or (settings.model_size,),
             keep_alive_seconds=settings.keep_alive_seconds,
@@ -155,20 +182,32 @@ class ModelPool:
         keep_alive_seconds: float | None = None,
         max_wait_seconds: float | None = None,
         cancel: CancelToken | None = None,
+        background: bool = False,
     ) -> Iterator[Engine]:
         """Lend a model, loading it if need be; until the block ends it is not closed.
 
         `keep_alive_seconds` is how long it stays unused after that, in place of the pool's. `max_wait_seconds` limits
-        the wait for other models' loads and leases; a wait for this one's load has no limit.
+        the wait for other models' loads and leases; a wait for this one's load has no limit. A lease of the
+        `background` waits for nothing, has no model unloaded that others used within the last minute, and is revoked by
+        `cancel` as soon as another request needs the memory: the block is to end then.
 
         Raises what the load raises, to all who wait for it; MemoryBudgetError where the model can never fit,
         OverloadedError where it would have to wait for longer; TranscriptionCancelled; ClosedError after `close`.
         """
-        loaded = self._borrow(name, _deadline(max_wait_seconds), cancel)
+        borrower = _Borrower(cancel, (cancel or CancelToken()) if background else None)
+        loaded = self._borrow(name, _deadline(0.0 if background else max_wait_seconds), borrower)
         try:
             yield loaded.engine
         finally:
-            self._give_back(loaded, keep_alive_seconds)
+            self._give_back(loaded, borrower, keep_alive_seconds)
+
+    def has_room(self, name: str) -> bool:
+        """Whether a model could be lent to the background now. Raises what `lease` raises of a model itself."""
+        self._estimate(name)
+        with self._changed:
+            if self._entries[name].ready:
+                return not self._n_blocked
+            return self._obstacle(name, _Borrower(revoke=CancelToken())) is None
 
     def load(self, name: str, *, max_wait_seconds: float | None = None, cancel: CancelToken | None = None) -> None:
         """Have a model in memory. Raises what `lease` raises."""
@@ -201,7 +240,7 @@ class ModelPool:
 
         Raises what `lease` raises; OverloadedError, too, where requests use the old one for too long.
         """
-        deadline = _deadline(max_wait_seconds)
+        deadline, borrower = _deadline(max_wait_seconds), _Borrower(cancel)
         load = None
         with self._waking(cancel), self._changed:
             while self._load:
@@ -209,9 +248,9 @@ class ModelPool:
                     _refuse(name, "another model is being loaded")
             old = self._entries.setdefault(name, _Entry()).ready
             if old and self._excess_bytes(old.size_bytes) <= 0:
-                load = self._begin(name)
+                load = self._begin(name, borrower)
         if load and (fresh := self._run(load)):
-            self._give_back(fresh)
+            self._give_back(fresh, borrower)
             return
         if not self.unload(name, max_wait_seconds=_seconds_left(deadline), cancel=cancel):
             _refuse(name, "requests still use it")
@@ -239,6 +278,11 @@ class ModelPool:
         with self._changed:
             entry = self._entries.get(name)
             return entry.loaded.engine if entry and entry.loaded else None
+
+    def engines(self) -> list[Engine]:
+        """Return the models that are loaded, to look at."""
+        with self._changed:
+            return [entry.ready.engine for entry in self._entries.values() if entry.ready]
 
     def status(self, name: str) -> ModelStatus:
         """Tell what is known of a model, loaded or not."""
@@ -280,19 +324,19 @@ class ModelPool:
         for loaded in everything:
             loaded.close()
 
-    def _borrow(self, name: str, deadline: float | None, cancel: CancelToken | None) -> _Loaded:
+    def _borrow(self, name: str, deadline: float | None, borrower: _Borrower) -> _Loaded:
         while True:
             self._estimate(name)
-            with self._waking(cancel), self._changed:
-                loaded = self._wait_for_turn(name, deadline, cancel)
+            with self._waking(borrower.cancel), self._changed:
+                loaded = self._wait_for_turn(name, deadline, borrower)
                 if loaded:
                     return loaded
-                load, idle = self._begin(name), self._retire(self._victims(name) or [])
+                load, idle = self._begin(name, borrower), self._retire(self._victims_of(name, borrower) or [])
             if loaded := self._run(load, idle):
                 return loaded
 
     def _estimate(self, name: str) -> None:
-        """Take the size of the file for that of the model until it is measured."""
+        """Take the size of the files for that of the model until it is measured."""
         with self._changed:
             entry = self._entries.setdefault(name, _Entry())
             if entry.size_bytes is not None:
@@ -305,33 +349,54 @@ class ModelPool:
         with self._changed:
             entry.size_bytes = entry.size_bytes or size_bytes
 
-    def _wait_for_turn(self, name: str, deadline: float | None, cancel: CancelToken | None) -> _Loaded | None:
+    def _wait_for_turn(self, name: str, deadline: float | None, borrower: _Borrower) -> _Loaded | None:
         """Return the model, lent, as soon as it is there; None as soon as the caller may load it."""
         entry = self._entries[name]
         while True:
-            self._check(cancel)
-            if entry.ready:
-                return self._lend(entry.ready)
+            self._check(borrower.cancel)
+            if entry.ready and not (borrower.revoke and self._n_blocked):
+                return self._lend(entry.ready, borrower)
             load = self._load
-            if load and load.name == name:
-                self._wait(None, cancel)
+            if load and load.name == name and not borrower.revoke:
+                self._wait(None, borrower.cancel)
                 if load.error:
                     raise load.error
                 continue
-            if load:
-                obstacle = "another model is being loaded"
-            elif entry.retired:
-                obstacle = "it is still being unloaded"
-            elif self._victims(name) is None:
-                obstacle = "requests use the memory that it needs"
-            else:
+            obstacle = self._obstacle(name, borrower)
+            if obstacle is None:
                 return None
-            if not self._wait(deadline, cancel):
-                _refuse(name, obstacle)
+            blocked = obstacle == _IN_USE
+            if blocked and not borrower.revoke:
+                self._revoke_for(name)
+            self._n_blocked += blocked
+            try:
+                if not self._wait(deadline, borrower.cancel):
+                    _refuse(name, obstacle)
+            finally:
+                self._n_blocked -= blocked
 
-    def _begin(self, name: str) -> _Load:
+    def _obstacle(self, name: str, borrower: _Borrower) -> str | None:
+        """Say why a model cannot be loaded now; None where it can. Raises MemoryBudgetError where it never can."""
+        if borrower.revoke and self._n_blocked:
+            return "requests wait for memory"
+        if self._load:
+            return "another model is being loaded"
+        if self._entries[name].retired:
+            return "it is still being unloaded"
+        return _IN_USE if self._victims_of(name, borrower) is None else None
+
+    def _revoke_for(self, name: str) -> None:
+        """Have the background give models back, where that makes room for this one."""
+        victims = self._victims(name, lambda loaded: len(loaded.background) == loaded.leases) or []
+        leased = [loaded for victim in victims if (loaded := self._entries[victim].ready)]
+        tokens = [token for loaded in leased for token in loaded.background if not token.cancelled]
+        if tokens:
+            # Who listens to a token may need locks, and time.
+            threading.Thread(target=_cancel, args=(tokens,), name="revoke", daemon=True).start()
+
+    def _begin(self, name: str, borrower: _Borrower) -> _Load:
         in_use = any(loaded.leases for entry in self._entries.values() for loaded in entry.in_memory)
-        self._load = _Load(name, alone=not in_use)
+        self._load = _Load(name, alone=not in_use, borrower=borrower)
         return self._load
 
     def _run(self, load: _Load, idle: Iterable[_Loaded] = ()) -> _Loaded | None:
@@ -343,7 +408,7 @@ class ModelPool:
             self._close(idle)
             fresh = self._make(load)
             try:
-                retired = self._publish(fresh)
+                retired = self._publish(fresh, load.borrower)
             except BaseException:
                 fresh.close()
                 raise
@@ -374,19 +439,19 @@ class ModelPool:
             size_bytes = entry.size_bytes or file_bytes
         return _Loaded(load.name, made, size_bytes, self.keep_alive_seconds, self._clock())
 
-    def _publish(self, fresh: _Loaded) -> list[_Loaded] | None:
+    def _publish(self, fresh: _Loaded, borrower: _Borrower) -> list[_Loaded] | None:
         """Have its name stand for a model, and lend it; return what the caller must close, None where it does not fit.
 
         Raises MemoryBudgetError, ClosedError.
         """
         with self._changed:
             self._check(None)
-            victims = self._victims(fresh.name)
+            victims = self._victims_of(fresh.name, borrower)
             if victims is None:
                 return None
             idle = self._retire([*victims, fresh.name])
             entry = self._entries[fresh.name]
-            entry.loaded, entry.reason = self._lend(fresh), None
+            entry.loaded, entry.reason = self._lend(fresh, borrower), None
             return idle
 
     def _end(self, load: _Load, error: BaseException | None) -> None:
@@ -396,16 +461,22 @@ class ModelPool:
                 self._entries[load.name].reason = _in_one_line(error)
             self._changed.notify_all()
 
-    def _lend(self, loaded: _Loaded) -> _Loaded:
+    def _lend(self, loaded: _Loaded, borrower: _Borrower) -> _Loaded:
         loaded.leases += 1
+        if borrower.revoke:
+            loaded.background.append(borrower.revoke)
         if self._load:
             self._load.alone = False
         return loaded
 
-    def _give_back(self, loaded: _Loaded, keep_alive_seconds: float | None = None) -> None:
+    def _give_back(self, loaded: _Loaded, borrower: _Borrower, keep_alive_seconds: float | None = None) -> None:
         with self._changed:
             loaded.leases -= 1
             loaded.last_used = self._clock()
+            if borrower.revoke:
+                loaded.background.remove(borrower.revoke)
+            else:
+                loaded.last_asked = loaded.last_used
             loaded.keep_alive_seconds = self.keep_alive_seconds if keep_alive_seconds is None else keep_alive_seconds
             last = loaded.retired and not loaded.leases
             self._changed.notify_all()
@@ -430,8 +501,13 @@ class ModelPool:
                 self._entries[loaded.name].retired.discard(loaded)
                 self._changed.notify_all()
 
-    def _victims(self, name: str) -> list[str] | None:
-        """Return the models that must go so that this one fits; None where leases are in the way for now.
+    def _victims_of(self, name: str, borrower: _Borrower) -> list[str] | None:
+        """Return the models that must go so that a borrower's fits; None where leases are in the way for now."""
+        since = self._clock() - RECENT_SECONDS if borrower.revoke else math.inf
+        return self._victims(name, lambda loaded: not loaded.leases and loaded.last_asked <= since)
+
+    def _victims(self, name: str, may_go: Callable[[_Loaded], bool]) -> list[str] | None:
+        """Return the models that must go so that this one fits; None where those that may go are not enough.
 
         Raises MemoryBudgetError where it cannot fit beside those that stay.
         """
@@ -445,7 +521,7 @@ class ModelPool:
             raise MemoryBudgetError(self._why_too_large(name, staying))
         victims = []
         for loaded in sorted(others, key=lambda loaded: loaded.last_used):
-            if not loaded.leases and loaded not in staying:
+            if may_go(loaded) and loaded not in staying:
                 victims.append(loaded.name)
                 excess_bytes -= loaded.size_bytes
                 if excess_bytes <= 0:
@@ -461,7 +537,7 @@ class ModelPool:
 
     def _why_too_large(self, name: str, staying: Collection[_Loaded]) -> str:
         entry = self._entries[name]
-        how = "measured" if entry.measured else "the size of its file"
+        how = "measured" if entry.measured else "the size of its files"
         beside = "".join(f", {loaded.name} {_megabytes(loaded.size_bytes)}" for loaded in staying)
         return (
             f"the model {name!r} takes {_megabytes(entry.size_bytes)} ({how}), and WHISPER_MEMORY_BUDGET is "
@@ -515,6 +591,24 @@ class ModelPool:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _cancel(tokens: Iterable[CancelToken]) -> None:
+    for token in tokens:
+        token.cancel()
+
+
+def _file_bytes(name: str, settings: Settings) -> int:
+    """Return the size of a model's file, and of the weights of OpenVINO's encoder where that is there and may run."""
+    model = models.resolve(name, settings=settings)
+    if settings.encoder == "ggml" or settings.device == "cuda":
+        return model.size
+    try:
+        files.require_openvino()
+        accelerated = files.find(model.path, "int8" if settings.encoder_precision == "int8" else "float")
+    except ModelError:
+        return model.size
+    return model.size + accelerated.graph.with_suffix(".bin").stat().st_size
 
 
 def _refuse(name: str, obstacle: str) -> NoReturn:

@@ -163,6 +163,20 @@ class Settings(BaseSettings):
         default="auto",
     )
     batch_max_items: int = _setting("items", "A batch may have so many.", default=1000, ge=1, le=100_000)
+    batch_max_queued: int = _setting(
+        "items",
+        "So many may wait, of all batches; a batch with which there were more is refused.",
+        default=10_000,
+        ge=1,
+        le=10_000_000,
+    )
+    batch_max_bytes: int = _setting(
+        "bytes",
+        "A batch is refused where what is kept of all, uploads and results, would take more.",
+        default=10_737_418_240,
+        ge=1024,
+        le=1_000_000_000_000_000,
+    )
     batch_keep_seconds: int = _setting(
         "seconds", "A batch is forgotten so long after its end.", default=604_800, ge=1, le=315_360_000
     )

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,91 @@ def test_what_may_not_begin_holds_up_no_other_settings(queue: SqliteQueue, start
     assert states(queue, held) == ["queued"]
 
 
+def test_an_item_that_has_ended_is_no_progress_besides(
+    queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[float] = []
+    really = queue.finish
+
+    def work(item: Item, cancel: CancelToken, progress: ProgressCallback) -> Verdict:
+        progress(1.0)
+        told.append(running.progress(batch_id))
+        return finish(item, cancel, progress)
+
+    def look(*arguments: Any) -> bool:
+        written = really(*arguments)
+        told.append(running.progress(batch_id))
+        return written
+
+    monkeypatch.setattr(queue, "finish", look)
+    running = start(work)
+    batch_id = add(queue)
+    running.wake()
+    wait_until(lambda: len(told) == 2, "it is finished")
+    assert told == [1.0, 0.0]
+
+
+def test_nobody_waits_for_one_who_looks_for_an_item(queue: SqliteQueue, start: Start) -> None:
+    looks, may_go_on = threading.Event(), threading.Event()
+
+    def may_begin(_settings: str) -> bool:
+        looks.set()
+        return may_go_on.wait(PATIENCE_SECONDS)
+
+    batch_id = add(queue)
+    running = start(finish, may_begin=may_begin)
+    assert looks.wait(PATIENCE_SECONDS)
+    with ThreadPoolExecutor(1) as other:
+        try:
+            other.submit(running.wake).result(PATIENCE_SECONDS / 2)
+            assert other.submit(running.progress, batch_id).result(PATIENCE_SECONDS / 2) == 0.0
+        finally:
+            may_go_on.set()
+    wait_for(queue, batch_id, "done")
+
+
+def test_what_is_unforeseen_is_logged_and_ends_no_thread(
+    queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(runner, "TROUBLE_SECONDS", 0.01)
+    failures = iter([True, True])
+
+    def may_begin(_settings: str) -> bool:
+        if next(failures, False):
+            raise ZeroDivisionError
+        return True
+
+    batch_id = add(queue)
+    with caplog.at_level(logging.ERROR, "whisperlib"):
+        start(finish, may_begin=may_begin)
+        wait_for(queue, batch_id, "done")
+    assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [ZeroDivisionError] * 2
+
+
+def test_an_item_that_is_taken_while_all_stops_is_given_back(
+    queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, claimed = queue.claim, threading.Event()
+
+    def claim_late(*arguments: Any, **keywords: Any) -> Item | None:
+        item = claim(*arguments, **keywords)
+        claimed.set()
+        wait_until(lambda: running._stopping, "it stops")
+        return item
+
+    monkeypatch.setattr(queue, "claim", claim_late)
+    begun: list[Item] = []
+    running = start(lambda item, *_: begun.append(item))
+    batch_id = add(queue)
+    running.wake()
+    assert claimed.wait(PATIENCE_SECONDS)
+    running.stop()
+    assert (states(queue, batch_id), begun) == (["queued"], [])
+    again = claim("other", 60.0)
+    assert again
+    assert again.attempts == 1
+
+
 def test_a_stop_gives_back_what_runs_as_if_it_had_not_begun(queue: SqliteQueue, start: Start) -> None:
     batch_id = add(queue)
     running = start(until_cancelled)
@@ -191,6 +277,36 @@ def test_what_may_have_ended_the_process_runs_alone(queue: SqliteQueue, start: S
     wait_for(queue, batch_id, *["done"] * 4)
     assert [attempts for attempts, _ in most] == [1, 1, 2, 2]
     assert [count for attempts, count in most if attempts > 1] == [1, 1]
+
+
+def test_what_may_have_ended_the_process_waits_for_what_runs(
+    queue: SqliteQueue, start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    batch_id = add(queue, 2)
+    assert queue.claim("dead", 60.0)
+    SqliteQueue(tmp_path, alone=True).close()
+    claim, looked = queue.claim, threading.Event()
+    ended: list[int] = []
+    before: list[list[int]] = []
+
+    def look(*arguments: Any, **keywords: Any) -> Item | None:
+        item = claim(*arguments, **keywords)
+        if item is None:
+            looked.set()
+        return item
+
+    def work(item: Item, *rest: Any) -> Verdict:
+        if item.attempts > 1:
+            before.append(list(ended))
+        else:
+            looked.wait(PATIENCE_SECONDS)
+            ended.append(item.index)
+        return finish(item, *rest)
+
+    monkeypatch.setattr(queue, "claim", look)
+    start(work, slots=2)
+    wait_for(queue, batch_id, "done", "done")
+    assert before == [[1]]
 
 
 def test_what_may_have_crashed_the_model_runs_again_alone_and_after_a_rest(

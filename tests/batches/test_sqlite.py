@@ -20,10 +20,16 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from whisperlib.batches import BatchQueue, Item, NewBatch, NewItem, open_queue
+from whisperlib.batches import BatchQueue, Item, NewBatch, NewItem, Upload, open_queue
 from whisperlib.batches.queue import BatchStatus
 from whisperlib.batches.sqlite import VERSION, SqliteQueue
-from whisperlib.errors import AudioNotFoundError, BatchKeyTakenError, BatchStoreError
+from whisperlib.errors import (
+    AudioNotFoundError,
+    BatchesFullError,
+    BatchKeyTakenError,
+    BatchStoreError,
+    OverloadedError,
+)
 from whisperlib.settings import Settings
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -574,3 +580,55 @@ class TestPlace:
         assert (tmp_path / "own").is_dir()
         with pytest.raises(BatchStoreError, match="off"):
             open_queue(Settings(batches="off"))
+
+
+class TestRoom:
+    MEGABYTE = bytes(1_000_000)
+
+    def keep(self, queue: SqliteQueue) -> Upload:
+        return queue.keep(io.BytesIO(self.MEGABYTE))
+
+    def test_audio_beyond_the_room_is_refused_and_leaves_nothing(self, tmp_path: Path) -> None:
+        queue = SqliteQueue(tmp_path, max_bytes=2_500_000)
+        first, second = self.keep(queue), self.keep(queue)
+        queue.check_room(100_000)
+        for refuse in (lambda: self.keep(queue), lambda: queue.check_room(500_000)):
+            with pytest.raises(BatchesFullError, match=r"above WHISPER_BATCH_MAX_BYTES, 2500000: delete batches"):
+                refuse()
+        assert {path.name for path in uploads(tmp_path)} == {first.name, second.name}
+        queue.discard([first])
+        with pytest.raises(BatchesFullError):
+            queue.keep(io.BytesIO(2 * self.MEGABYTE))
+        self.keep(queue)
+        queue.close()
+
+    def test_what_is_there_counts_when_it_is_opened_again_and_goes_with_its_item(self, tmp_path: Path) -> None:
+        first = SqliteQueue(tmp_path, alone=True)
+        first.add(NewBatch([NewItem("a", "{}", upload=self.keep(first))], "{}"))
+        first.close()
+        queue = SqliteQueue(tmp_path, alone=True, max_bytes=1_500_000)
+        with pytest.raises(BatchesFullError):
+            self.keep(queue)
+        queue.finish(claim(queue), '""', 1.0)
+        self.keep(queue)
+        queue.close()
+
+    def test_lists_and_results_count_until_they_are_forgotten(self, tmp_path: Path) -> None:
+        queue = SqliteQueue(tmp_path, max_bytes=1_000_000)
+        batch_id = add(queue)
+        queue.finish(claim(queue), f'"{"x" * 1_000_000}"', 1.0)
+        with pytest.raises(BatchesFullError):
+            add(queue)
+        queue.forget(batch_id)
+        add(queue)
+        queue.close()
+
+    def test_no_more_items_wait_than_may(self, tmp_path: Path) -> None:
+        queue = SqliteQueue(tmp_path, max_queued=3)
+        batch_id, _ = queue.add(batch(2, key="a"))
+        with pytest.raises(OverloadedError, match="2 items of batches wait, and 2 more would be above"):
+            queue.add(batch(2, key="b"))
+        assert queue.add(batch(2, key="a")) == (batch_id, False)
+        claim(queue)
+        assert queue.add(batch(2, key="b"))[1]
+        queue.close()

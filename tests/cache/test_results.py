@@ -216,6 +216,42 @@ def test_a_follower_s_own_deadline_and_cancel_hold(whisper: WhisperLibraryAdapte
     assert len(runs) == 1
 
 
+def test_a_request_does_not_wait_for_one_of_the_background(whisper: WhisperLibraryAdapter, runs: list[Request]) -> None:
+    held = Held(whisper, beam_size=1, background=True)
+    behind, first = whisper.stream(LONG, beam_size=1, background=True), whisper.stream(LONG, beam_size=1)
+    assert (behind.cache, first.cache) == ("shared", "miss")
+    assert first.result.complete
+    assert not behind._job.future.done()
+    held.release.set()
+    assert behind.result == held.stream.result == first.result
+    assert len(runs) == 2
+
+
+def test_a_leader_hands_over_to_a_request_before_the_background(whisper: WhisperLibraryAdapter) -> None:
+    held = Held(whisper, beam_size=1)
+    behind, ahead = whisper.stream(LONG, beam_size=1, background=True), whisper.stream(LONG, beam_size=1)
+    assert (behind.cache, ahead.cache) == ("shared", "shared")
+    held.stream.close()
+    held.release.set()
+    assert (ahead.result.cache, behind.result.cache) == ("miss", "shared")
+
+
+def test_nobody_follows_a_background_request_that_leads_after_another(whisper: WhisperLibraryAdapter) -> None:
+    held, leads, release = Held(whisper, beam_size=1), threading.Event(), threading.Event()
+
+    def hold(_: float) -> None:
+        leads.set()
+        assert release.wait(WAIT_SECONDS)
+
+    behind = whisper.stream(LONG, beam_size=1, background=True, progress=hold)
+    held.stream.close()
+    held.release.set()
+    assert leads.wait(WAIT_SECONDS)
+    assert whisper.transcribe(LONG, beam_size=1).cache == "miss"
+    release.set()
+    assert behind.result.complete
+
+
 def test_what_is_wrong_with_what_was_asked_is_shared(whisper: WhisperLibraryAdapter, runs: list[Request]) -> None:
     blocking = [Held(whisper, cache=False) for _ in range(2)]
     streams = [whisper.stream(LONG, audio_ctx=256) for _ in range(3)]

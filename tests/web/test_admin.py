@@ -138,6 +138,16 @@ def test_a_file_that_was_damaged_meanwhile_says_why(client: FlaskClient, root: P
     assert post(client, model="micro").status_code == 200
 
 
+def test_a_model_whose_file_is_gone_is_told_of_and_can_be_unloaded(client: FlaskClient, root: Path) -> None:
+    call(client, "load")
+    next(root.rglob("ggml-tiny.bin")).unlink()
+    assert post(client, model="tiny").status_code == 404
+    assert listed(client)["tiny"]["state"] == "ready"
+    assert call(client, "unload").get_json()["state"] == "unloaded"
+    assert list(listed(client)) == ["micro"]
+    assert call(client, "unload").status_code == 404
+
+
 def test_a_stop_ends_a_call_that_waits(make_app: MakeApp, root: Path) -> None:
     app = make_app(model_root=root, admin_keys="sesame")
     service: Service = app.extensions["whisper_service"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -25,15 +26,26 @@ from tests.web.busy_engine import busy
 from tests.web.conftest import MakeApp, bare_app, put_model
 from tests.web.running_server import RunningServer, running_server, wait_until
 from tests.web.test_metrics import value
-from whisperlib import assets
+from whisperlib import assets, pool
 from whisperlib.batches import NewBatch, NewItem, runner
 from whisperlib.batches.sqlite import SqliteQueue
 from whisperlib.enhance import Enhancement, Enhancer
+from whisperlib.errors import (
+    AudioDecodeError,
+    DeadlineExceeded,
+    EngineError,
+    MemoryBudgetError,
+    ModelFileError,
+    OverloadedError,
+    TranscriptionCancelled,
+    UnavailableError,
+)
 from whisperlib.options import TranscribeOptions
 from whisperlib.results import Segment, TokenLogprob, Transcription
 from whisperlib.settings import Settings
 from whisperlib.web import batch_intake, batching, create_app, openapi
 from whisperlib.web.running import Outcome
+from whisperlib.web.schemas import Parameters
 from whisperlib.web.service import Service
 
 TRAIN, GERMAN, DOCTOR = "rms_010.flac", "german_001.flac", "seen_020.flac"
@@ -243,6 +255,70 @@ class TestErrors:
         assert value(client, "whisper_batch_queued_items") == 0
 
     @pytest.mark.parametrize(
+        ("error", "n_calls", "state"),
+        [
+            (EngineError("the encoder failed", -6), 3, "done"),
+            (ModelFileError("the file is damaged"), 3, "done"),
+            (UnavailableError("left alone for a while", 0.0), 3, "done"),
+            (OSError(28, "No space left on device"), 3, "done"),
+            (MemoryBudgetError("too large"), 1, "failed"),
+            (DeadlineExceeded("too late"), 1, "failed"),
+            (AudioDecodeError("not audio"), 1, "failed"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_what_is_no_fault_of_the_item_is_tried_again(
+        self, client: FlaskClient, monkeypatch: pytest.MonkeyPatch, error: Exception, n_calls: int, state: str
+    ) -> None:
+        monkeypatch.setattr(runner, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+        adapter, calls = client.application.extensions["whisper_service"].adapter, list[object]()
+        transcribe = adapter.transcribe
+
+        def fail_twice(source: Any, options: TranscribeOptions) -> Any:
+            calls.append(source)
+            if len(calls) < 3:
+                raise error
+            return transcribe(source, options)
+
+        monkeypatch.setattr(adapter, "transcribe", fail_twice)
+        told = finished(client, client.post("/batches", data={"file": upload(DOCTOR)}).headers["Location"])
+        assert (told["items"][0]["state"], len(calls)) == (state, n_calls)
+
+    def test_an_address_is_fetched_when_its_model_is_there(
+        self, app_of: Callable[..., Flask], files: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = app_of(url_allow="127.0.0.1").test_client()
+        models, refusals = client.application.extensions["whisper_service"].pool, iter([True, True])
+        lease = models.lease
+
+        def lease_later(name: str, **keywords: Any) -> Any:
+            if next(refusals, False):
+                raise OverloadedError("requests use the memory that it needs", 0.0)
+            return lease(name, **keywords)
+
+        monkeypatch.setattr(models, "lease", lease_later)
+        location = client.post("/batches", json={"items": [{"audio_url": f"{files}/{DOCTOR}"}]}).headers["Location"]
+        assert finished(client, location)["items"][0]["result"]["text"] == text_of(DOCTOR)
+        assert next(refusals, None) is None
+        assert value(client, "whisper_fetches_total", outcome="ok") == 1
+
+    def test_items_wait_for_a_model_that_is_not_there_for_a_while(
+        self, app_of: Callable[..., Flask], place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with caplog.at_level(logging.WARNING, "whisperlib"):
+            app = app_of(model_root=tmp_path)
+            batches, client = app.extensions["whisper_batches"], app.test_client()
+            settings = json.dumps({"model": "tiny", "response_format": "json"})
+            items = [NewItem(DOCTOR, "{}", upload=batches.queue.keep(upload(DOCTOR)[0])) for _ in range(3)]
+            batch_id, _ = batches.queue.add(NewBatch(items, settings))
+            finished(client, client.post("/batches", data={"file": upload(DOCTOR)}).headers["Location"])
+            wait_until(lambda: "batches wait for their model" in caplog.text, "it is told")
+            assert client.get(f"/batches/{batch_id}").get_json()["counts"]["queued"] == 3
+            put_model(tmp_path, "tiny")
+            assert finished(client, f"/batches/{batch_id}")["counts"]["done"] == 3
+        assert caplog.text.count("batches wait for their model") == 1
+
+    @pytest.mark.parametrize(
         ("body", "code", "param"),
         [
             ({}, "missing_audio", "items"),
@@ -326,11 +402,26 @@ class TestErrors:
         assert error_of(client.post("/batches", json={"items": items})) == (413, "too_many_items", "items")
         assert client.post("/batches", json={"items": items[:2]}).status_code == 202
 
+    def test_what_has_no_room_is_refused(self, app_of: Callable[..., Flask]) -> None:
+        app = app_of(batch_max_queued=1, batch_max_bytes=200_000)
+        client = app.test_client()
+        answer = client.post("/batches", json={"items": [{"audio_url": URL}] * 2})
+        assert error_of(answer)[:2] == (429, "overloaded")
+        assert int(answer.headers["Retry-After"]) == 60
+        answer = client.post("/batches", data={"file": (io.BytesIO(bytes(200_000)), "a.wav")})
+        assert error_of(answer)[:2] == (507, "batches_full")
+        assert uploads(app) == []
+        finished(client, client.post("/batches", data={"file": upload(DOCTOR)}).headers["Location"])
+
     def test_a_form_may_have_more_files_than_that_of_one_request(self, client: FlaskClient) -> None:
         data = {"file": [(io.BytesIO(b"x"), f"{number}.wav") for number in range(250)]}
         answer = client.post("/batches", data=data)
         assert answer.get_json()["total"] == 250
         client.delete(answer.headers["Location"])
+
+    def test_a_model_is_described_as_elsewhere(self) -> None:
+        for model in (batch_intake.BatchRequest, batch_intake.BatchForm):
+            assert model.model_fields["model"].description == Parameters.model_fields["model"].description
 
     def test_the_options_are_those_of_transcribe_but_for_a_few(self) -> None:
         left_out = {"threads", "background", "cancel", "progress", "max_wait_seconds"}
@@ -684,6 +775,49 @@ class TestPriority:
             finished(client, send(free))
             assert client.get(waiting).get_json()["state"] == "queued"
         finished(client, waiting)
+
+    def test_nothing_is_begun_while_a_request_waits_for_any_model(
+        self, app_of: Callable[..., Flask], tmp_path: Path
+    ) -> None:
+        put_model(tmp_path, "tiny")
+        app = app_of(concurrency=1, model_root=tmp_path)
+        adapter, settings = app.extensions["whisper_service"].adapter, json.dumps({"model": "tiny"})
+        may_begin = app.extensions["whisper_batches"]._may_begin
+        with busy(adapter):
+            assert may_begin(settings)
+            with adapter.stream(assets.SAMPLES / DOCTOR, cache=False):
+                assert adapter.workload().waiting == 1
+                assert not may_begin(settings)
+        assert may_begin(settings)
+
+    def test_a_request_has_the_memory_that_an_item_s_model_has(
+        self, app_of: Callable[..., Flask], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pool, "RECENT_SECONDS", 0.0)
+        model_bytes = put_model(tmp_path, "tiny").stat().st_size
+        client = app_of(concurrency=1, model_root=tmp_path, pinned="base").test_client()
+        models = client.application.extensions["whisper_service"].pool
+        models._resident_bytes = lambda: 0  # so that a model takes what its file does
+        models.reload("micro")
+        models.unload("micro")
+        models.budget_bytes = model_bytes * 3 // 2
+        models.load("tiny")
+        runs = threading.Event()
+
+        def run_until_revoked(_source: Any, options: TranscribeOptions) -> Any:
+            revoked = threading.Event()
+            assert options.cancel
+            options.cancel.add_listener(revoked.set)
+            runs.set()
+            assert revoked.wait(60)
+            raise TranscriptionCancelled("revoked")
+
+        monkeypatch.setattr(models.engine("tiny"), "transcribe", run_until_revoked)
+        location = client.post("/batches", data={"file": upload(GERMAN), "model": "tiny"}).headers["Location"]
+        assert runs.wait(60)
+        assert client.post("/transcribe", data={"file": upload(DOCTOR)}).get_json()["text"] == text_of(DOCTOR)
+        assert finished(client, location)["items"][0]["result"]["text"] == text_of(GERMAN)
+        assert list(models.loaded()) == ["tiny"]
 
 
 def test_a_server_that_is_killed_loses_nothing_and_does_nothing_twice(place: Path) -> None:

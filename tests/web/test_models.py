@@ -12,11 +12,12 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from tests.web.busy_engine import busy
-from tests.web.conftest import MakeApp, put_model
+from tests.web.conftest import MakeApp, put_model, settings_of
 from tests.web.running_server import wait_until
 from tests.web.test_metrics import value
 from tests.web.test_transcribe import error_of
 from whisperlib import assets
+from whisperlib.errors import MemoryBudgetError
 from whisperlib.models import CATALOGUE
 from whisperlib.web.service import Service
 
@@ -191,6 +192,17 @@ def test_health_and_metrics_tell_all_that_are_loaded(client: FlaskClient, servic
 def test_a_preloaded_model_that_cannot_be_loaded_is_a_failed_start(make_app: MakeApp, root: Path) -> None:
     with pytest.raises(Exception, match="ggml-base.bin"):
         make_app(model_root=root, preload="base")
+
+
+def test_a_preloaded_model_that_makes_the_default_go_is_a_failed_start(root: Path) -> None:
+    file_bytes = assets.MICRO_MODEL.stat().st_size
+    budget = str(file_bytes * 3 // 2)
+    service = Service(settings_of(model_root=root, preload="tiny", pinned="base", memory_budget=budget, threads=1))
+    service.pool._resident_bytes = lambda: 0  # so that a model takes what its file does
+    with pytest.raises(MemoryBudgetError, match=r"do not fit together .*: micro \d+ MB, tiny \d+ MB: raise it"):
+        service.start()
+    assert service.phase == "failed"
+    service.stop(0)
 
 
 def test_each_model_has_results_of_its_own_in_the_cache(make_app: MakeApp, root: Path, tmp_path: Path) -> None:

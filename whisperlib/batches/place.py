@@ -20,7 +20,9 @@ def open_queue(settings: Settings) -> BatchQueue:
     place = settings.batches
     if place == "off":
         raise BatchStoreError("batches are off here: WHISPER_BATCHES would name a directory to keep them in")
-    return SqliteQueue(_directory(place), alone=True)
+    return SqliteQueue(
+        _directory(place), alone=True, max_bytes=settings.batch_max_bytes, max_queued=settings.batch_max_queued
+    )
 
 
 def is_used(settings: Settings) -> bool:

@@ -131,8 +131,14 @@ class BatchQueue(Protocol):
     Every call raises BatchStoreError where the place fails.
     """
 
+    def check_room(self, size_bytes: int) -> None:
+        """Raise BatchesFullError where so much more cannot be kept."""
+
     def keep(self, audio: BinaryIO) -> Upload:
-        """Take audio, from where the file stands to its end. It is kept once a batch with it is added."""
+        """Take audio, from where the file stands to its end. It is kept once a batch with it is added.
+
+        Raises BatchesFullError.
+        """
 
     def discard(self, uploads: Collection[Upload]) -> None:
         """Drop audio that no batch was added for."""
@@ -140,7 +146,8 @@ class BatchQueue(Protocol):
     def add(self, batch: NewBatch) -> tuple[str, bool]:
         """Keep a batch; return its id and whether it is new.
 
-        It is not where its sender has one with its key, the same. Raises BatchKeyTakenError where that is another.
+        It is not where its sender has one with its key, the same. Raises BatchKeyTakenError where that is another,
+        OverloadedError where too many items would wait, BatchesFullError.
         """
 
     def open_settings(self) -> Collection[str]:

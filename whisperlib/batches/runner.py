@@ -95,8 +95,10 @@ class Runner:
         self._on_end = on_end
         self._keep_seconds = keep_seconds
         self._owner = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._changed = threading.Condition()
+        self._claiming = threading.Lock()  # while an item is taken, which no other thread may do beside it
+        self._changed = threading.Condition()  # for what is below; nobody waits for the queue while he has it
         self._stopping = False
+        self._news = 0  # what could be a reason to look again
         self._running: dict[str, _Running] = {}
         self._alone = False
         self._rests_until = 0.0
@@ -109,11 +111,11 @@ class Runner:
     def wake(self) -> None:
         """Look for items at once."""
         with self._changed:
-            self._changed.notify_all()
+            self._tell()
 
     def check_leases(self) -> None:
         """Renew the leases of what runs, and stop what has none any more. Raises BatchStoreError."""
-        with self._changed:
+        with self._claiming, self._changed:  # none is between its claim and its place among these
             running = list(self._running.values())
         lost = {item.token for item in self._queue.renew([one.item for one in running], LEASE_SECONDS)}
         for one in running:
@@ -149,24 +151,37 @@ class Runner:
     def _begin(self) -> _Running | None:
         """Take an item; wait for a while where there is none, or it may not be begun."""
         with self._changed:
-            if self._stopping:
-                return None
+            news = self._news
+        with self._claiming:
+            one, idle_seconds = self._claim()
+        if one is None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._news != news, idle_seconds)
+        return one
+
+    def _claim(self) -> tuple[_Running | None, float]:
+        """Take an item; where there is none, tell in how many seconds to look again."""
+        with self._changed:
             if self._alone or time.monotonic() < self._rests_until:
-                self._changed.wait(BUSY_SECONDS)
-                return None
-            wanted = self._queue.open_settings()
-            free = [settings for settings in wanted if self._may_begin(settings)]
-            item = free and self._queue.claim(self._owner, LEASE_SECONDS, untried=bool(self._running), settings=free)
-            if not item:
-                self._changed.wait(IDLE_SECONDS if len(free) == len(wanted) else BUSY_SECONDS)
-                return None
-            one = _Running(item)
-            self._running[item.token] = one
-            self._alone = item.attempts > 1
-            return one
+                return None, BUSY_SECONDS
+            untried = bool(self._running)
+        wanted = self._queue.open_settings()
+        free = [settings for settings in wanted if self._may_begin(settings)]
+        item = self._queue.claim(self._owner, LEASE_SECONDS, untried=untried, settings=free) if free else None
+        if item is None:
+            return None, IDLE_SECONDS if len(free) == len(wanted) else BUSY_SECONDS
+        one = _Running(item)
+        with self._changed:
+            if not self._stopping:
+                self._running[item.token] = one
+                self._alone = item.attempts > 1
+                return one, 0.0
+        self._queue.release(item)
+        return None, 0.0
 
     def _do(self, one: _Running) -> None:
         verdict = self._work(one.item, one.cancel, one.set_fraction)
+        one.fraction = 0.0  # it counts as a whole item as soon as it has ended
         if isinstance(verdict, Crashed):
             self._rests_until = time.monotonic() + CRASH_SECONDS
         while True:  # what was worked out is not lost because a disk is full
@@ -197,7 +212,11 @@ class Runner:
         with self._changed:
             del self._running[one.item.token]
             self._alone = False
-            self._changed.notify_all()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._news += 1
+        self._changed.notify_all()
 
     def _keep_up(self) -> None:
         """Renew leases, and forget what is old."""
@@ -210,13 +229,16 @@ class Runner:
 
     @contextmanager
     def _trouble(self) -> Iterator[None]:
-        """Say in the log that the queue fails, once until it works again, and wait before the next try."""
+        """Log what goes wrong, that the queue fails once until it works again, and wait before the next try."""
         try:
             yield
             self._failing = False
+            return
         except BatchStoreError as error:
             if not self._failing and not self._stopping:
                 logger.warning("batches wait: %s", error)
             self._failing = True
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping, TROUBLE_SECONDS)
+        except Exception:  # it shall not end the thread
+            logger.exception("batches wait for a moment")
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping, TROUBLE_SECONDS)

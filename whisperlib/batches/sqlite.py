@@ -25,10 +25,17 @@ from whisperlib.batches.queue import (
     NewBatch,
     Upload,
 )
-from whisperlib.errors import AudioNotFoundError, BatchKeyTakenError, BatchStoreError
+from whisperlib.errors import (
+    AudioNotFoundError,
+    BatchesFullError,
+    BatchKeyTakenError,
+    BatchStoreError,
+    OverloadedError,
+)
 
 PRIVATE_DIRECTORY, PRIVATE_FILE = 0o700, 0o600
 BUSY_SECONDS = 30.0  # that a transaction waits for another
+FULL_SECONDS = 60.0  # when to come back where too many items wait
 _READ_BYTES = 1 << 20
 
 _TABLES = """
@@ -82,14 +89,27 @@ class SqliteQueue:
     """Batches in `directory`, which is made if it is not there; only this user may read what lies in it.
 
     `alone`: no other process may have the directory like that meanwhile, so that what was running when it is opened
-    runs no more, and is queued again at once. `clock` gives seconds since 1970.
+    runs no more, and is queued again at once. Audio and database take `max_bytes` at most before the results of what
+    is queued, and `max_queued` items wait; None: any. `clock` gives seconds since 1970.
 
     Raises BatchStoreError where the directory cannot be written, another process has it, or the database is none, or
     one of another version.
     """
 
-    def __init__(self, directory: Path, *, alone: bool = False, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        alone: bool = False,
+        max_bytes: int | None = None,
+        max_queued: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._directory = directory
+        self._max_bytes = max_bytes
+        self._max_queued = max_queued
+        self._upload_bytes = 0
+        self._counting = threading.Lock()
         self._uploads = directory / "uploads"
         self._file = directory / "batches.sqlite3"
         self._clock = clock
@@ -103,24 +123,40 @@ class SqliteQueue:
             self._make_tables()
             if alone:
                 self._take_over()
+            self._upload_bytes = sum(map(_size_of, self._uploads.iterdir()))
         except BaseException:
             self.close()
             raise
 
+    def check_room(self, size_bytes: int) -> None:
+        """Reckon with what the database uses of its file."""
+        used_bytes = self._upload_bytes + self._database_bytes()
+        if self._max_bytes is not None and used_bytes + size_bytes > self._max_bytes:
+            raise BatchesFullError(
+                f"batches take {used_bytes} bytes, and {size_bytes} more would be above WHISPER_BATCH_MAX_BYTES, "
+                f"{self._max_bytes}: delete batches whose results you have, or send less"
+            )
+
     def keep(self, audio: BinaryIO) -> Upload:
         """Write audio to a file of a random name."""
-        digest, name = hashlib.sha256(), secrets.token_hex(16)
+        digest, name, size_bytes = hashlib.sha256(), secrets.token_hex(16), 0
         path = self._uploads / name
         try:
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE), "wb") as file:
                 while data := audio.read(_READ_BYTES):
+                    with self._counting:
+                        self.check_room(len(data))
+                        self._upload_bytes += len(data)
+                    size_bytes += len(data)
                     digest.update(data)
                     file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            self._remove([name])
-            raise self._failure(error) from error
+        except BaseException as error:
+            self._unlink(name, size_bytes)
+            if isinstance(error, OSError):
+                raise self._failure(error) from error
+            raise
         return Upload(name, digest.hexdigest())
 
     def discard(self, uploads: Collection[Upload]) -> None:
@@ -138,6 +174,8 @@ class SqliteQueue:
                 if known["sha256"] != digest:
                     raise BatchKeyTakenError(f"the key {batch.key!r} is that of another batch: take a new one")
                 return known["id"], False
+            self._check_queued(db, len(batch.items))
+            self.check_room(0)
             batch_id = f"batch_{secrets.token_hex(16)}"
             number = db.execute(
                 "INSERT INTO batches (id, key, sha256, settings, created, sender) VALUES (?, ?, ?, ?, ?, ?)",
@@ -299,8 +337,7 @@ class SqliteQueue:
     def count_queued(self) -> int:
         """Count what waits."""
         with self._transaction("BEGIN") as db:
-            row = db.execute(f"SELECT count(*) FROM items WHERE {_OPEN} AND state = 'queued'").fetchone()
-            return int(row[0])
+            return _count_queued(db)
 
     def close(self) -> None:
         """Close the connections of all threads."""
@@ -393,8 +430,32 @@ class SqliteQueue:
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
-            with contextlib.suppress(OSError):  # what stays is deleted when the queue is opened again
-                (self._uploads / name).unlink()
+            self._unlink(name, _size_of(self._uploads / name))
+
+    def _unlink(self, name: str, size_bytes: int) -> None:
+        with contextlib.suppress(OSError):  # what stays is deleted when the queue is opened again
+            (self._uploads / name).unlink()
+        with self._counting:
+            self._upload_bytes -= size_bytes
+
+    def _database_bytes(self) -> int:
+        """Return what the database takes; what was deleted of it is used again."""
+        with self._failing_clearly():
+            db = self._connection()
+            pages, free, page_bytes = (
+                int(db.execute(f"PRAGMA {what}").fetchone()[0])
+                for what in ("page_count", "freelist_count", "page_size")
+            )
+        return (pages - free) * page_bytes
+
+    def _check_queued(self, db: sqlite3.Connection, n_items: int) -> None:
+        """Raise OverloadedError where so many more are too many."""
+        if self._max_queued is not None and (queued := _count_queued(db)) + n_items > self._max_queued:
+            raise OverloadedError(
+                f"{queued} items of batches wait, and {n_items} more would be above WHISPER_BATCH_MAX_QUEUED, "
+                f"{self._max_queued}: try again later, or send fewer",
+                FULL_SECONDS,
+            )
 
     def _connection(self) -> sqlite3.Connection:
         """Return this thread's connection."""
@@ -452,6 +513,19 @@ def _digest(batch: NewBatch) -> str:
 def _lease(item: Item) -> tuple[Any, ...]:
     """Return what `_LEASED` asks for."""
     return item.batch_id, item.index, item.token
+
+
+def _size_of(path: Path) -> int:
+    """Return a file's bytes; none where it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _count_queued(db: sqlite3.Connection) -> int:
+    row = db.execute(f"SELECT count(*) FROM items WHERE {_OPEN} AND state = 'queued'").fetchone()
+    return int(row[0])
 
 
 def _marks(values: Collection[object]) -> str:

@@ -1,10 +1,12 @@
-"""Single flight: of the requests for one thing, one works, and the others take what it gives."""
+"""Single flight: of the requests for one thing, one works, and the others take what it gives.
+
+One that can wait may do so for long, so that only its like follow it.
+"""
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
@@ -20,11 +22,13 @@ class Passenger(Generic[T]):
 
     `work` queues its own work; it is told whether the caller is still there to hear of a refusal at once. `receive`
     makes its own of what somebody else gave. `context`: the context variables that the work is queued with.
+    `background`: it makes way for others.
     """
 
     work: Callable[[bool], Future[T]]
     receive: Callable[[T], T]
     context: Context
+    background: bool = False
     future: Future[T] = field(default_factory=Future)
 
     def take(self, result: T) -> None:
@@ -53,6 +57,15 @@ class Passenger(Generic[T]):
                 self.future.set_result(own.result())
 
 
+@dataclass(eq=False)
+class _Flight(Generic[T]):
+    """Who follows a leader; `background` is the leader's."""
+
+    key: str
+    background: bool
+    followers: list[Passenger[T]] = field(default_factory=list)
+
+
 class Flights(Generic[T]):
     """What is being made now. Safe to use from many threads.
 
@@ -67,45 +80,46 @@ class Flights(Generic[T]):
         self._keep = keep
         self._is_final = is_final
         self._lock = threading.Lock()
-        self._followers: dict[str, deque[Passenger[T]]] = {}
+        self._flights: dict[str, _Flight[T]] = {}
 
     def start(self, key: str, passenger: Passenger[T]) -> bool:
         """Have a request end some day; return whether it follows another. Raises what its own work raises at once."""
         with self._lock:
-            if key in self._followers:
-                self._followers[key].append(passenger)
+            flight = self._flights.get(key)
+            if flight and (passenger.background or not flight.background):
+                flight.followers.append(passenger)
                 return True
-            self._followers[key] = deque()
+            flight = self._flights[key] = _Flight(key, passenger.background)
         try:
             # Behind the entry above: who leads after another one's end finds what that one kept.
             found = self._find(key)
             if found is None:
-                self._lead(key, passenger, first=True)
+                self._lead(flight, passenger, first=True)
         except BaseException:
-            self._hand_over(key)
+            self._hand_over(flight)
             raise
         if found is not None:
-            followers = self._close(key)
+            followers = self._close(flight)
             for one in (passenger, *followers):
                 one.take(found)
         return False
 
-    def _lead(self, key: str, passenger: Passenger[T], *, first: bool) -> None:
+    def _lead(self, flight: _Flight[T], passenger: Passenger[T], *, first: bool) -> None:
         own = passenger.context.copy().run(passenger.work, first)
         passenger.future.add_done_callback(lambda future: future.cancelled() and own.cancel())
-        own.add_done_callback(lambda _: self._ended(key, passenger, own))
+        own.add_done_callback(lambda _: self._ended(flight, passenger, own))
 
-    def _ended(self, key: str, leader: Passenger[T], own: Future[T]) -> None:
+    def _ended(self, flight: _Flight[T], leader: Passenger[T], own: Future[T]) -> None:
         if not self._is_final(own):
             leader.end_as(own)
-            self._hand_over(key)
+            self._hand_over(flight)
             return
         error = own.exception()
         try:
             if error is None:
-                self._keep(key, own.result())
+                self._keep(flight.key, own.result())
         finally:
-            followers = self._close(key)
+            followers = self._close(flight)
             leader.end_as(own)
             for follower in followers:
                 if error is None:
@@ -113,28 +127,36 @@ class Flights(Generic[T]):
                 else:
                     follower.fail(error)
 
-    def _hand_over(self, key: str) -> None:
+    def _hand_over(self, flight: _Flight[T]) -> None:
         """Have the first follower that still wants it lead."""
-        while (follower := self._next(key)) is not None and not self._leads(key, follower):
+        while (follower := self._next(flight)) is not None and not self._leads(flight, follower):
             pass
 
-    def _leads(self, key: str, follower: Passenger[T]) -> bool:
+    def _leads(self, flight: _Flight[T], follower: Passenger[T]) -> bool:
         try:
-            self._lead(key, follower, first=False)
+            self._lead(flight, follower, first=False)
         except Exception as error:
             follower.fail(error)
             return False
         return True
 
-    def _next(self, key: str) -> Passenger[T] | None:
+    def _next(self, flight: _Flight[T]) -> Passenger[T] | None:
         with self._lock:
-            followers = self._followers[key]
-            while followers:
-                if not (follower := followers.popleft()).future.done():
-                    return follower
-            del self._followers[key]
-            return None
+            flight.followers = [follower for follower in flight.followers if not follower.future.done()]
+            if not flight.followers:
+                self._remove(flight)
+                return None
+            follower = min(flight.followers, key=lambda one: one.background)
+            flight.followers.remove(follower)
+            flight.background = follower.background
+            return follower
 
-    def _close(self, key: str) -> deque[Passenger[T]]:
+    def _close(self, flight: _Flight[T]) -> list[Passenger[T]]:
         with self._lock:
-            return self._followers.pop(key)
+            self._remove(flight)
+            return flight.followers
+
+    def _remove(self, flight: _Flight[T]) -> None:
+        """Have nobody follow any more. One of the background may have been replaced by then."""
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

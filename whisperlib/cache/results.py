@@ -38,6 +38,7 @@ class ResultCache:
     def start(self, request: Request, queue: Queue) -> tuple[Future[Transcription], CacheUse]:
         """Have `request` answered: by the store, by another request for the same, or by its own work.
 
+        Only one of the background waits for another of the background.
         `queue` puts it into the scheduler: it is given what to call around the run, and whether a wait that is too
         long is still to be refused. Returns the future, and what can be said by now. Raises what `queue` raises.
         """
@@ -55,6 +56,7 @@ class ResultCache:
             work=lambda first: queue(run_own, first),
             receive=lambda result: _hand_out(request, result),
             context=copy_context(),
+            background=request.options.background,
         )
         if self._flights.start(key, passenger):
             return passenger.future, "shared"

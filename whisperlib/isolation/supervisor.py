@@ -17,6 +17,7 @@ from whisperlib.errors import (
     EngineError,
     OverloadedError,
     TranscriptionCancelled,
+    UnavailableError,
     WhisperlibError,
 )
 from whisperlib.interrupt import Interrupt
@@ -71,8 +72,8 @@ class Supervisor:
     ) -> EngineProcess:
         """Return the process that has the model; while another is started, wait for that. `ended` is not it any more.
 
-        Raises OverloadedError where that takes longer than `max_wait_seconds`, what `interrupt` says, and
-        EngineCrashedError or ModelError where none is started.
+        Raises OverloadedError where that takes longer than `max_wait_seconds`, what `interrupt` says, UnavailableError
+        while none is started as it has crashed too often, and EngineError or ModelError where none can be.
         """
         started = time.monotonic()
         with self._changed, interrupt.calling(self._wake):
@@ -122,6 +123,8 @@ class Supervisor:
         """Return the process if it takes requests; None where that is to be waited for."""
         if self._failure and time.monotonic() >= self._rests_until:
             self._launch()
+        if isinstance(self._failure, EngineCrashedError):  # those of others: this request was in no process
+            raise UnavailableError(str(self._failure), max(1.0, self._rests_until - time.monotonic()))
         if self._failure:
             raise copy.copy(self._failure).with_traceback(None)
         return self._newest if self._is_ready else None

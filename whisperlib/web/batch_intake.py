@@ -59,7 +59,7 @@ class BatchRequest(_Asked):
 
     items: list[BatchItem] = Field(min_length=1)
     options: BatchOptions = Field(default_factory=BatchOptions)
-    model: str | None = Field(None, description="Name of the loaded model, the only one that is served.")
+    model: str | None = Field(None, description=Parameters.model_fields["model"].description)
     response_format: Format = Field("json", description="How results are written, where nothing else is asked for.")
     enhance: Mode | None = Field(None, description=Parameters.model_fields["enhance"].description)
 

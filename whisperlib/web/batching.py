@@ -15,17 +15,18 @@ import pydantic
 from flask import Flask, current_app
 from prometheus_client import Gauge
 
-from whisperlib import batches
+from whisperlib import batches, models
 from whisperlib.batches import BatchQueue, Crashed, Failed, Finished, Item, ItemState, Postponed, Runner, Verdict
 from whisperlib.enhance import Enhancement, Mode
 from whisperlib.errors import (
     BatchStoreError,
     BusyError,
     ClosedError,
+    DeadlineExceeded,
     EngineCrashedError,
     EngineError,
     FetchError,
-    OutOfMemoryError,
+    MemoryBudgetError,
     TranscriptionCancelled,
     UnavailableError,
     WhisperlibError,
@@ -59,6 +60,7 @@ class Batches:
         self._queue: BatchQueue | None = None
         self._runner: Runner | None = None
         self._closed = False
+        self._missing: set[str | None] = set()  # models that batches name and that cannot be had
 
     @property
     def queue(self) -> BatchQueue:
@@ -148,21 +150,35 @@ class Batches:
             return 1
 
     def _may_begin(self, settings: str) -> bool:
-        """Whether the model that they name has a free slot that nobody waits for. What runs makes way by itself."""
+        """Whether the model that they name has a free slot, or may be loaded, and nobody waits for any model."""
+        model, pool = _model_of(settings), self._service.pool
         try:
-            engine = self._service.pool.engine(self._service.key_of(_model_of(settings)))
-        except WhisperlibError:
-            return True  # it is not served any more, as the item will say
-        if engine is None:
-            return self._service.phase == "ready"  # an item may load it
-        work = engine.workload()
-        return work.waiting == 0 and work.running < engine.config.concurrency
+            key = self._service.key_of(model)
+            engine = pool.engine(key)
+            if engine is None:
+                models.resolve(key, settings=self._service.settings)
+            if self._service.phase != "ready" or not pool.has_room(key):
+                return False
+        except MemoryBudgetError:
+            return True  # nor will it have room later, as the item will say
+        except WhisperlibError as error:
+            if model not in self._missing:
+                logger.warning("batches wait for their model: %s", error)
+            self._missing.add(model)
+            return False
+        self._missing.discard(model)
+        if any(one.workload().waiting for one in pool.engines()):
+            return False
+        return engine is None or engine.workload().running < engine.config.concurrency
 
     def _work(self, item: Item, cancel: CancelToken, progress: ProgressCallback) -> Verdict:
         log.REQUEST_ID.set(f"{item.batch_id}/{item.index}")
         with self._app.app_context():
             try:
-                outcome = self._saved(item) or self._transcribe(item, cancel, progress)
+                outcome = self._saved(item)
+                if outcome is None and item.attempts > MAX_ATTEMPTS:
+                    return _failed(_give_up(), transient=False)
+                outcome = outcome or self._transcribe(item, cancel, progress)
                 text = encode(outcome)
                 enhancement = self._clean_up(item, outcome, text, cancel)
             except (BatchStoreError, BusyError, ClosedError, TranscriptionCancelled) as error:
@@ -171,12 +187,7 @@ class Batches:
                 logger.warning("an item of a batch is tried again later, alone: %s", error)
                 return Crashed()
             except Exception as error:
-                problem = problem_of(error)
-                ours = problem.status >= 500
-                level = logging.ERROR if ours else logging.INFO
-                logger.log(level, "an item of a batch failed: %s", problem.message, exc_info=error if ours else None)
-                transient = isinstance(error, OutOfMemoryError) or (isinstance(error, FetchError) and error.transient)
-                return Failed(json.dumps(problem.body()["error"]), transient=transient)
+                return _failed(error, transient=_may_pass(error))
             duration, seconds = outcome.result.duration, outcome.total_seconds
             logger.info("an item of a batch is done: %.1f s of audio in %.1f s", duration, seconds)
             return Finished(text, duration, enhancement)
@@ -188,18 +199,15 @@ class Batches:
         return None
 
     def _transcribe(self, item: Item, cancel: CancelToken, progress: ProgressCallback) -> Outcome:
-        if item.attempts > MAX_ATTEMPTS:
-            raise EngineError(
-                f"the process that had the model ended {MAX_ATTEMPTS} times while this item ran, which may be its "
-                "audio's doing: it is not tried again"
-            )
         started = time.monotonic()
         options = TranscribeOptions(**json.loads(item.options)).replace(
             cancel=cancel, progress=progress, background=True
         )
-        with self._opened(item, cancel) as file:
-            fetch_seconds = time.monotonic() - started if item.url else 0.0
-            with self._service.lease(_model_of(item.settings), cancel=cancel) as engine:
+        # The model comes first: where it cannot be had, nothing was fetched in vain.
+        with self._service.lease(_model_of(item.settings), cancel=cancel, background=True) as engine:
+            fetched = time.monotonic()
+            with self._opened(item, cancel) as file:
+                fetch_seconds = time.monotonic() - fetched if item.url else 0.0
                 result = engine.transcribe(file, options)
                 if not result.complete and (cancel.cancelled or engine.closed):  # what a deadline left is a result
                     raise TranscriptionCancelled("stopped before its end", result)
@@ -238,6 +246,35 @@ class Batches:
     def _count(self, state: ItemState) -> None:
         with self._app.app_context():
             metrics.current().batch_items.labels(state).inc()
+
+
+def _give_up() -> EngineError:
+    return EngineError(
+        f"the process that had the model ended {MAX_ATTEMPTS} times while this item ran, which may be its audio's "
+        "doing: it is not tried again"
+    )
+
+
+def _failed(error: Exception, *, transient: bool) -> Failed:
+    """Say that an item failed with `error`, here and in the log."""
+    problem = problem_of(error)
+    ours = problem.status >= 500
+    level = logging.ERROR if ours else logging.INFO
+    logger.log(level, "an item of a batch failed: %s", problem.message, exc_info=error if ours else None)
+    return Failed(json.dumps(problem.body()["error"]), transient=transient)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether what an item failed with may pass: a failure of ours, or of its address for the time being.
+
+    A model that is too large for this server stays so, and a deadline is too short the next time, too.
+    """
+    if isinstance(error, FetchError):
+        return error.transient
+    if isinstance(error, (MemoryBudgetError, DeadlineExceeded)):
+        return False
+    problem = problem_of(error)
+    return problem.status >= 500 or problem.code == "model_not_found"
 
 
 def _model_of(settings: str) -> str | None:

@@ -77,6 +77,7 @@ _TABLE: tuple[tuple[type[BaseException], int, str, bool], ...] = (
     (errors.FetchTimeoutError, 400, "url_timeout", False),
     (errors.FetchError, 400, "url_unreachable", False),
     (errors.BatchKeyTakenError, 409, "idempotency_conflict", False),
+    (errors.BatchesFullError, 507, "batches_full", False),
     (errors.BatchStoreError, 503, "batches_unavailable", True),
     (errors.DeadlineExceeded, 504, "deadline_exceeded", False),
     (errors.TranscriptionCancelled, 503, "cancelled", True),

@@ -15,6 +15,7 @@ from whisperlib import cache, models
 from whisperlib.engine import Engine
 from whisperlib.errors import (
     ClosedError,
+    MemoryBudgetError,
     ModelError,
     ModelNotFoundError,
     OverloadedError,
@@ -146,6 +147,7 @@ class Service:
         keep_alive_seconds: float | None = None,
         max_wait_seconds: float | None = None,
         cancel: CancelToken | None = None,
+        background: bool = False,
     ) -> AbstractContextManager[Engine]:
         """Lend a model, as `ModelPool.lease` does, under the name that a client gives it.
 
@@ -157,6 +159,7 @@ class Service:
             keep_alive_seconds=keep_alive_seconds,
             max_wait_seconds=longest if max_wait_seconds is None else min(max_wait_seconds, longest),
             cancel=cancel,
+            background=background,
         )
 
     def start(self, *, delay_seconds: float = 0.0, reason: str | None = None) -> None:
@@ -172,6 +175,7 @@ class Service:
                 self._default_name = engine.config.model
             for name in self.settings.preload:
                 self.pool.load(name)
+            self._check_all_stay()
         except BaseException as error:
             if self._phase == "stopping" and isinstance(error, ClosedError):
                 return
@@ -243,6 +247,17 @@ class Service:
             companion.close()
         self.pool.close()
         return ended
+
+    def _check_all_stay(self) -> None:
+        """Raise MemoryBudgetError where a model of the start has made room for another."""
+        statuses = [self.pool.status(key) for key in dict.fromkeys((self._default, *self.settings.preload))]
+        if any(status.state != "ready" for status in statuses) and self._phase != "stopping":
+            sizes = [f"{self.name_of(one.name)} {(one.size_bytes or 0) / 1e6:.0f} MB" for one in statuses]
+            raise MemoryBudgetError(
+                "the models of the start do not fit together into WHISPER_MEMORY_BUDGET, "
+                f"{(self.pool.budget_bytes or 0) / 1e6:.0f} MB: {', '.join(sizes)}: raise it, or name fewer in "
+                "WHISPER_PRELOAD"
+            )
 
     def _path_of(self, key: str) -> Path | None:
         """Return a model's file, None where none can be used."""

@@ -23,7 +23,7 @@ AdminModel = pydantic.create_model("AdminModel", __doc__=ModelStatus.__doc__, **
 
 
 class AdminModels(BaseModel):
-    """The models that are served, and the bytes that they take and may take together; null: no limit."""
+    """The models that are served or in memory, and the bytes that they take and may take together; null: no limit."""
 
     models: list[AdminModel]
     size_bytes: int
@@ -33,10 +33,11 @@ class AdminModels(BaseModel):
 @routes.get("/models")
 @describe(tag="Admin", answers={200: {"application/json": AdminModels}})
 def models() -> Response:
-    """Tell of every model that is served."""
+    """Tell of every model that is served, and of those whose files are gone while they are in memory."""
     service = current_service()
+    keys = dict.fromkeys([*map(service.key_of, service.served()), *service.pool.loaded()])
     return jsonify(
-        models=[_told(service, service.key_of(name)) for name in service.served()],
+        models=[_told(service, key) for key in keys],
         size_bytes=sum(service.pool.loaded().values()),
         memory_budget_bytes=service.pool.budget_bytes,
     )
@@ -73,7 +74,7 @@ def _changed(name: str, change: Callable[..., object]) -> Response:
     """Have the pool change what is in memory of a model, and tell of it."""
     service = current_service()
     with service.admitted() as token:
-        key = service.key_of(name)
+        key = name if name in service.pool.loaded() else service.key_of(name)
         change(service.pool, key, max_wait_seconds=service.settings.max_wait_seconds, cancel=token)
         return jsonify(_told(service, key))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
@@ -120,7 +121,10 @@ def add() -> Response:
     there.
     """
     service, found = current_service(), batching.current()
-    with service.admitted(), batch_intake.asked(service.settings.batch_max_items) as asked:
+    with ExitStack() as inside:
+        inside.enter_context(service.admitted())
+        found.queue.check_room(request.content_length or 0)
+        asked = inside.enter_context(batch_intake.asked(service.settings.batch_max_items))
         found.check_model(asked.model)
         with asked.kept(found.queue, guard.sender()) as batch:
             batch_id, new = found.queue.add(batch)
