@@ -520,6 +520,38 @@ class TestFolders:
         assert invoke("transcribe", folder, "--overwrite", "-q").exit_code == Status.OK
         assert (folder / "one.txt").read_text(encoding="utf-8").split() == SAID[ONE].split()
 
+    def test_what_a_deadline_cut_off_is_made_again(self, invoke: Invoke, folder: Path) -> None:
+        (folder / "damaged.mp3").unlink()
+        (folder / "one.txt.srt").write_text("mine", encoding="utf-8")
+        cut_off = ("--timeout-seconds", 0.001, "--on-interrupt", "partial")
+        for _ in range(2):
+            result = invoke("transcribe", folder, *cut_off)
+            assert result.exit_code == Status.DEADLINE
+            assert f"written to {folder / 'one.txt.partial'}" in result.stderr
+            assert (folder / "one.txt.partial").exists()
+            assert not (folder / "one.txt").exists()
+        assert invoke("transcribe", folder).exit_code == Status.OK
+        assert (folder / "one.txt").read_text(encoding="utf-8").split() == SAID[ONE].split()
+        assert {path.name for path in folder.glob("one*")} == {ONE.with_stem("one").name, "one.txt", "one.txt.srt"}
+        assert "were transcribed before" in invoke("transcribe", folder, *cut_off).stderr
+
+    def test_what_the_language_model_failed_at_is_made_again(
+        self, invoke: Invoke, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / "damaged.mp3").unlink()
+        right = SAID[ONE].replace(".", "!")
+        answers = iter(["Roses and violets, all in a row.", right])
+        with chat_server(lambda call: call.reply(next(answers))) as server:
+            use_language_model(monkeypatch, server)
+            failed = invoke("transcribe", folder, "--enhance", "always")
+            assert failed.exit_code == Status.FAILURE
+            assert "not cleaned up: the language model's answer was refused" in failed.stderr
+            assert (folder / "one.txt.partial").read_text(encoding="utf-8") == f"{SAID[ONE]}\n"
+            assert not (folder / "one.txt").exists()
+            assert invoke("transcribe", folder, "--enhance", "always").exit_code == Status.OK
+        assert (folder / "one.txt").read_text(encoding="utf-8") == f"{right}\n"
+        assert not (folder / "one.txt.partial").exists()
+
     def test_only_its_own_files_without_recursive(self, invoke: Invoke, folder: Path, tmp_path: Path) -> None:
         invoke("transcribe", folder, "-f", "srt", "-o", tmp_path / "out")
         assert [path.name for path in (tmp_path / "out").rglob("*.srt")] == ["one.srt"]
