@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 ENHANCE = ("never", "auto", "always")
 # Here, what the adapter gets is what each request gets; and nobody else makes it wait.
 LEFT_OUT = ("threads", "max_wait_seconds", "background")
+CLEAN_UPS = 2  # at once, of files of folders, beside those that are transcribed
 
 
 @click.command(
@@ -209,9 +212,10 @@ class _Made:
 
 @dataclass
 class _Run:
-    """Takes files through an adapter, as many at once as it runs, and delivers them in their order.
+    """Takes files through an adapter, as many at once as it runs.
 
-    `status` is that of the first file that failed, `failed` are all that did.
+    Those that are named are delivered in their order, those of folders as they end. `status` is that of the first file
+    that failed, `failed` are all that did.
     """
 
     whisper: WhisperLibraryAdapter
@@ -226,6 +230,12 @@ class _Run:
     failed: list[str] = field(default_factory=list)
 
     def transcribe(self, work: Sequence[Job]) -> None:
+        if self.of_folders:
+            self.as_they_end(work)
+        else:
+            self.in_order(work)
+
+    def in_order(self, work: Sequence[Job]) -> None:
         running: deque[_Started] = deque()
         for job in work:
             if len(running) == self.whisper.config.concurrency:
@@ -233,6 +243,31 @@ class _Run:
             running.append(self.start(job))
         while running:
             self.finish(running.popleft())
+
+    def as_they_end(self, work: Sequence[Job]) -> None:
+        """Deliver each file when it is done; the clean-ups take no slot."""
+        n_slots = self.whisper.config.concurrency
+        slots = threading.Semaphore(n_slots)
+        with ThreadPoolExecutor(n_slots + (CLEAN_UPS if self.clean_up else 0)) as pool:
+            try:
+                on_their_way = {}
+                for job in work:
+                    progress, remove_bar = self.bars.add(Path(name_of(job.source)).name)
+                    on_their_way[pool.submit(self.make, job, progress, slots)] = job, remove_bar
+                for ended in as_completed(on_their_way):
+                    job, remove_bar = on_their_way.pop(ended)  # with it goes the result
+                    with self.reported(job):
+                        self.put(job, ended.result())
+                    remove_bar()
+            except BaseException:  # Ctrl-C
+                self.cancel.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def make(self, job: Job, progress: ProgressCallback, slots: threading.Semaphore) -> _Made:
+        with slots:
+            result = self.open(job, progress).result
+        return self.cleaned_up(result)
 
     def open(self, job: Job, progress: ProgressCallback) -> TranscriptionStream:
         options = self.options.replace(cancel=self.cancel)
