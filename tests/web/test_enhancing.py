@@ -289,7 +289,7 @@ def test_a_client_that_hangs_up_ends_the_clean_up(stream: str) -> None:
         running_server(llm_base_url=chat.base_url, llm_model="gemma3") as server,
         server.connect() as connection,
     ):
-        head = f"POST /transcribe?stream={stream} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(AUDIO)}\r\n\r\n"
+        head = f"POST /transcribe?stream={stream} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(AUDIO)}\r\n\r\n"
         connection.sendall(head.encode() + AUDIO)
         wait_until(lambda: any(call.path.endswith("completions") for call in chat.calls), "the clean-up has begun")
         chat.hung_up.clear()  # by the question where the model runs
