@@ -251,6 +251,20 @@ def test_a_clean_up_holds_no_slot(make_app: MakeApp) -> None:
     assert answers[0]["enhancement"]["text"] == CORRECTED
 
 
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_clean_up_leases_no_model(make_app: MakeApp, stream: str) -> None:
+    leases: list[int] = []
+
+    def answer(call: Call) -> None:
+        leases.append(service.pool.status(service.key_of(None)).leases)
+        correct(call)
+
+    with client_of(make_app, answer) as (client, _):
+        service: Service = client.application.extensions["whisper_service"]
+        assert CORRECTED in post(client, stream=stream).text
+    assert leases == [0]
+
+
 def test_a_stream_says_that_it_is_alive_while_the_language_model_thinks(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
