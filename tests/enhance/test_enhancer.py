@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -375,6 +376,27 @@ def test_each_piece_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         enhancer_at(server.base_url).enhance(LONG, timeout_seconds=0.9 * WAIT_SECONDS)
     assert given == sorted(given, reverse=True)  # what is left of the whole
     assert max(given) <= 0.9 * WAIT_SECONDS
+
+
+def test_who_finds_no_turn_waits_for_one_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enhancer, "MAX_AT_ONCE", 1)
+    cancel, go_on, done = CancelToken(), threading.Event(), queue.SimpleQueue[Enhancement]()
+
+    def answer(call: Call) -> None:
+        assert go_on.wait(WAIT_SECONDS)
+        call.reply(RIGHT)
+
+    with chat_server(answer) as server:
+        asked = enhancer_at(server.base_url)
+        for _ in range(2):
+            threading.Thread(target=lambda: done.put(asked.enhance(SAID))).start()
+        assert server.called.wait(WAIT_SECONDS)
+        assert asked.enhance(SAID, timeout_seconds=0.2).reason == "the language model was not done within 0.2 s"
+        threading.Timer(0.1, cancel.cancel).start()
+        assert asked.enhance(SAID, cancel=cancel).reason == "the clean-up was cancelled"
+        assert len(server.calls) == 1
+        go_on.set()
+        assert [done.get(timeout=WAIT_SECONDS).text for _ in range(2)] == [RIGHT, RIGHT]
 
 
 def test_settings_make_one() -> None:

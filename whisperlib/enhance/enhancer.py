@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 Status = Literal["enhanced", "skipped", "failed"]
 
 MORE_TOKENS = 64  # for a short text
+MAX_AT_ONCE = 4  # questions of one Enhancer: what waits at a server of its own uses up the time for its answer
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Enhancer:
     def __init__(self, model: LanguageModel, timeout_seconds: float = 60.0) -> None:
         self.model = model
         self.timeout_seconds = timeout_seconds
+        self._turns = _Turns(MAX_AT_ONCE)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Enhancer | None:
@@ -105,7 +108,7 @@ class Enhancer:
             yield Enhancement("skipped", reason="there is no text", model=self.model.name)
             return
         bounds = _Bounds(self.timeout_seconds, math.inf if timeout_seconds is None else timeout_seconds, cancel)
-        work = _Work(self.model, language, bounds, stream)
+        work = _Work(self.model, self._turns, language, bounds, stream)
         enhanced = yield from work.run([*pieces.split(text)])
         status: Status = "failed" if enhanced is None else "enhanced"
         reason = work.reason()
@@ -125,6 +128,23 @@ class _Bounds:
         self._deadline = time.monotonic() + whole_seconds
         self._cancel = cancel
 
+    def remaining_seconds(self) -> float:
+        """Seconds that are left of the whole. Raises LanguageModelError when it is over."""
+        self.of_a_piece().check()
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    @contextmanager
+    def waking(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Have `wake` called if a cancel comes while the block runs."""
+        if self._cancel is None:
+            yield
+            return
+        self._cancel.add_listener(wake)
+        try:
+            yield
+        finally:
+            self._cancel.remove_listener(wake)
+
     def of_a_piece(self) -> Watch:
         """Return what ends the question for the next piece."""
         remaining = self._deadline - time.monotonic()
@@ -133,11 +153,40 @@ class _Bounds:
         return watched(self._piece_seconds, self._cancel)
 
 
+class _Turns:
+    """Lets `n_at_once` ask at once, and the others wait within their bounds."""
+
+    def __init__(self, n_at_once: int) -> None:
+        self._n_free = n_at_once
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, bounds: _Bounds) -> Iterator[None]:
+        """Wait for a turn, and have it until the block ends. Raises LanguageModelError."""
+        with bounds.waking(self._wake), self._changed:
+            while not self._n_free:
+                self._changed.wait(min(bounds.remaining_seconds(), threading.TIMEOUT_MAX))
+            self._n_free -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_free += 1
+                self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
 class _Work:
     """One transcript's way through the language model."""
 
-    def __init__(self, model: LanguageModel, language: str | None, bounds: _Bounds, stream: bool) -> None:
+    def __init__(
+        self, model: LanguageModel, turns: _Turns, language: str | None, bounds: _Bounds, stream: bool
+    ) -> None:
         self._model = model
+        self._turns = turns
         self._language = language
         self._bounds = bounds
         self._stream = stream
@@ -174,7 +223,7 @@ class _Work:
     def _correct(self, source: str) -> Generator[str, None, str | None]:
         """Give an answer as it comes; return it, None where it is no correction or there is none."""
         try:
-            with self._bounds.of_a_piece() as watch:
+            with self._turns.taken(self._bounds), self._bounds.of_a_piece() as watch:
                 return (yield from self._ask(source, watch))
         except LanguageModelError as error:
             self.error = error
