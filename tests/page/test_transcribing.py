@@ -366,6 +366,40 @@ def test_below_a_prefix_everything_works(open_page: OpenPage) -> None:
         finished(page, SAMPLE.name)
 
 
+KEEP_STREAMS = """() => {
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    const allowed = new Promise((resolve) => (window.allow = resolve));
+    window.streams = [];
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+        window.streams.push(await ask(wanted));
+        await allowed;
+        return window.streams.at(-1);
+    };
+}"""
+TRACKS = "streams.flatMap((stream) => stream.getTracks()).map((track) => track.readyState)"
+
+
+def test_two_clicks_begin_one_recording(page: Page) -> None:
+    page.evaluate(KEEP_STREAMS)
+    page.get_by_role("button", name="Record").dblclick()
+    page.evaluate("allow()")
+    page.get_by_role("button", name="Discard").click()
+    assert page.evaluate(TRACKS) == ["ended"]
+    page.get_by_role("button", name="Record").click()
+    expect(page.locator("#recorder")).to_be_visible()
+
+
+@pytest.mark.parametrize("part", ["MediaRecorder", "AudioContext"])
+def test_a_recording_that_cannot_begin_leaves_the_microphone(page: Page, part: str) -> None:
+    page.evaluate(KEEP_STREAMS)
+    broken = "part => { window[part] = class { constructor() { throw new Error('no more of them'); } }; }"
+    page.evaluate(broken, part)
+    page.evaluate("allow()")
+    page.get_by_role("button", name="Record").click()
+    expect(page.get_by_role("alert").filter(has_text="no more of them")).to_be_visible()
+    assert page.evaluate(TRACKS) == ["ended"]
+
+
 def test_the_microphone_is_recorded_and_transcribed(server: RunningServer, launch: Launch, tmp_path: Path) -> None:
     samples, rate = soundfile.read(SAMPLE, dtype="int16")
     soundfile.write(tmp_path / "said.wav", samples, rate, subtype="PCM_16")
