@@ -44,12 +44,14 @@ class Enhancement:
 class Enhancer:
     """Has a language model correct transcripts. Safe to use from many threads.
 
-    `timeout_seconds` bounds the answer to one piece, so that a long text has the time that its pieces need.
+    `timeout_seconds` bounds the answer to one piece, so that a long text has the time that its pieces need. `answered`
+    is set when it has corrected its first text.
     """
 
     def __init__(self, model: LanguageModel, timeout_seconds: float = 60.0) -> None:
         self.model = model
         self.timeout_seconds = timeout_seconds
+        self.answered = threading.Event()
         self._turns = _Turns(MAX_AT_ONCE)
 
     @classmethod
@@ -111,6 +113,8 @@ class Enhancer:
         work = _Work(self.model, self._turns, language, bounds, stream)
         enhanced = yield from work.run([*pieces.split(text)])
         status: Status = "failed" if enhanced is None else "enhanced"
+        if enhanced is not None:
+            self.answered.set()
         reason = work.reason()
         spent = time.monotonic() - started
         if work.error or status == "failed":
