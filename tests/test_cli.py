@@ -25,7 +25,7 @@ import pytest
 from click.testing import CliRunner, Result
 from pydantic import Field
 
-from tests.chat_server import ChatServer, chat_server
+from tests.chat_server import WAIT_SECONDS, Call, ChatServer, chat_server
 from whisperlib import TranscribeOptions, VadOptions, WhisperLibraryAdapter, __version__, assets, formats, models
 from whisperlib.cli import COMMANDS, cli, engine, fields, jobs, transcribe
 from whisperlib.cli.common import Status
@@ -519,6 +519,93 @@ class TestFolders:
         assert "all 2 files were transcribed before" in again.stderr
         assert invoke("transcribe", folder, "--overwrite", "-q").exit_code == Status.OK
         assert (folder / "one.txt").read_text(encoding="utf-8").split() == SAID[ONE].split()
+
+    def test_what_a_deadline_cut_off_is_made_again(self, invoke: Invoke, folder: Path) -> None:
+        (folder / "damaged.mp3").unlink()
+        (folder / "one.txt.srt").write_text("mine", encoding="utf-8")
+        cut_off = ("--timeout-seconds", 0.001, "--on-interrupt", "partial")
+        for _ in range(2):
+            result = invoke("transcribe", folder, *cut_off)
+            assert result.exit_code == Status.DEADLINE
+            assert f"written to {folder / 'one.txt.partial'}" in result.stderr
+            assert (folder / "one.txt.partial").exists()
+            assert not (folder / "one.txt").exists()
+        assert invoke("transcribe", folder).exit_code == Status.OK
+        assert (folder / "one.txt").read_text(encoding="utf-8").split() == SAID[ONE].split()
+        assert {path.name for path in folder.glob("one*")} == {ONE.with_stem("one").name, "one.txt", "one.txt.srt"}
+        assert "were transcribed before" in invoke("transcribe", folder, *cut_off).stderr
+
+    def test_what_the_language_model_failed_at_is_made_again(
+        self, invoke: Invoke, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (folder / "damaged.mp3").unlink()
+        right = SAID[ONE].replace(".", "!")
+        answers = iter(["Roses and violets, all in a row.", right])
+        with chat_server(lambda call: call.reply(next(answers))) as server:
+            use_language_model(monkeypatch, server)
+            failed = invoke("transcribe", folder, "--enhance", "always")
+            assert failed.exit_code == Status.FAILURE
+            assert "not cleaned up: the language model's answer was refused" in failed.stderr
+            assert (folder / "one.txt.partial").read_text(encoding="utf-8") == f"{SAID[ONE]}\n"
+            assert not (folder / "one.txt").exists()
+            assert invoke("transcribe", folder, "--enhance", "always").exit_code == Status.OK
+        assert (folder / "one.txt").read_text(encoding="utf-8") == f"{right}\n"
+        assert not (folder / "one.txt.partial").exists()
+
+    def test_what_has_ended_is_written_while_an_earlier_file_runs(
+        self, invoke: Invoke, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stream, write, written = WhisperLibraryAdapter.stream, transcribe._write, threading.Event()
+
+        def in_turn(self: WhisperLibraryAdapter, source: Any, *arguments: Any, **keywords: Any) -> Any:
+            if "one" in Path(source).name:
+                assert written.wait(WAIT_SECONDS)
+            return stream(self, source, *arguments, **keywords)
+
+        def tell(target: Path, text: str) -> None:
+            write(target, text)
+            written.set()
+
+        monkeypatch.setattr(WhisperLibraryAdapter, "stream", in_turn)
+        monkeypatch.setattr(transcribe, "_write", tell)
+        (folder / "damaged.mp3").unlink()
+        result = invoke("transcribe", folder, "-r", "--concurrency", 2, "--threads", 1)
+        assert result.exit_code == Status.OK
+        first, second, _ = result.stderr.splitlines()
+        assert "two.txt" in first
+        assert "one.txt" in second
+
+    def test_a_clean_up_holds_no_slot(self, invoke: Invoke, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        both = threading.Barrier(2, timeout=WAIT_SECONDS)
+
+        def answer(call: Call) -> None:
+            both.wait()
+            call.reply(call.transcript)
+
+        (folder / "damaged.mp3").unlink()
+        with chat_server(answer) as server:
+            use_language_model(monkeypatch, server)
+            result = invoke("transcribe", folder, "-r", "--concurrency", 1, "--enhance", "always")
+        assert result.exit_code == Status.OK
+        assert result.stderr.count("cleaned up by gemma3") == 2
+
+    @pytest.mark.skipif(signal.getsignal(signal.SIGINT) is signal.SIG_IGN, reason="a background job ignores Ctrl-C")
+    def test_ctrl_c_keeps_what_is_finished(self, folder: Path) -> None:
+        shutil.rmtree(folder / "within")
+        (folder / "damaged.mp3").unlink()
+        for number in range(3):
+            shutil.copy(LONG, folder / f"z{number}{LONG.suffix}")
+        arguments = ("--concurrency", 2, "--threads", 1, "--beam-size", 8, "--on-interrupt", "partial")
+        with subprocess.Popen(
+            command_line("transcribe", *arguments, folder), stderr=subprocess.PIPE, env=environment()
+        ) as process:
+            assert process.stderr
+            assert b"one.txt" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.read() == b"whisperlib: interrupted\n"
+        assert process.returncode == Status.INTERRUPTED
+        assert (folder / "one.txt").exists()
+        assert not list(folder.glob("z2.*txt*"))
 
     def test_only_its_own_files_without_recursive(self, invoke: Invoke, folder: Path, tmp_path: Path) -> None:
         invoke("transcribe", folder, "-f", "srt", "-o", tmp_path / "out")

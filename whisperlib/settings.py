@@ -292,7 +292,7 @@ class Settings(BaseSettings):
     )
     llm_temperature: float = _setting("temperature", "Temperature of the language model.", default=0.3, ge=0, le=2)
     llm_timeout: float = _setting(
-        "seconds", "A clean-up that is not done by then has failed.", default=60.0, ge=0.1, le=3600
+        "seconds", "Longest wait for the answer to one piece of a text (3000 bytes).", default=60.0, ge=0.1, le=3600
     )
     llm_api_key: SecretStr | None = _setting(
         "key",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import pytest
 from pydantic import SecretStr
 
 from tests.chat_server import WAIT_SECONDS, Answer, Call, chat_server, stall
-from whisperlib.enhance import Enhancement, Enhancer, LanguageModel, pieces
+from whisperlib.enhance import Enhancement, Enhancer, LanguageModel, client, enhancer, pieces
 from whisperlib.errors import OptionError
 from whisperlib.options import CancelToken
 from whisperlib.settings import Settings
+from whisperlib.watch import Watch
 
 SAID = "the train too paris leave at five thirty six from platform five"
 RIGHT = "The train to Paris leaves at five thirty-six from platform five."
@@ -31,9 +33,9 @@ def enhancer_at(base_url: str, timeout_seconds: float = WAIT_SECONDS, **keywords
 def both_ways(answer: Answer, text: str = SAID, **keywords: Any) -> Enhancement:
     """Clean up in one piece and as a stream, which must come to the same; return what it comes to."""
     with chat_server(answer) as server:
-        enhancer = enhancer_at(server.base_url, **keywords)
-        whole = enhancer.enhance(text, "en")
-        *deltas, last = enhancer.stream(text, "en")
+        asked = enhancer_at(server.base_url, **keywords)
+        whole = asked.enhance(text, "en")
+        *deltas, last = asked.stream(text, "en")
     assert isinstance(last, Enhancement)
     assert last.status == whole.status
     assert last.text == whole.text
@@ -326,6 +328,75 @@ def test_a_piece_that_is_refused_stays_as_it_was() -> None:
     first, *rest = pieces.split(LONG)
     assert told.text == first.text + first.gap + "".join(p.text + p.gap for p in rest).replace("sentence", "Sentence")
     assert f"1 of {1 + len(rest)} parts are as they were" in str(told.reason)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "piece_seconds", "whole_seconds", "reason"),
+    [
+        (Call.await_hang_up, 2.0, None, "the language model was not done within 2 s"),
+        (Call.await_hang_up, WAIT_SECONDS, 3.0, "the language model was not done within 3 s"),
+        (Call.hang_up, WAIT_SECONDS, None, "the connection to the language model's server broke off"),
+    ],
+)
+def test_what_was_corrected_before_an_error_is_kept(
+    trouble: Answer, piece_seconds: float, whole_seconds: float | None, reason: str
+) -> None:
+    first, *rest = pieces.split(LONG)
+
+    def answer(call: Call) -> None:
+        if call.transcript == rest[0].text:
+            trouble(call)
+        else:
+            call.reply(call.transcript.replace("sentence", "Sentence"))
+
+    with chat_server(answer) as server:
+        *deltas, told = enhancer_at(server.base_url, piece_seconds).stream(LONG, timeout_seconds=whole_seconds)
+    assert isinstance(told, Enhancement)
+    corrected = first.text.replace("sentence", "Sentence") + first.gap
+    assert told.status == "enhanced"
+    assert told.text == corrected + "".join(part.text + part.gap for part in rest)
+    assert told.reason == f"{len(rest)} of {1 + len(rest)} parts are as they were: {reason}"
+    assert "".join(map(str, deltas)) == corrected
+    assert [call.transcript for call in server.calls] == [first.text, rest[0].text]  # an error is the last answer
+
+
+def test_each_piece_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def watched(seconds: float, *arguments: Any, **keywords: Any) -> Watch:
+        given.append(seconds)
+        return client.watched(seconds, *arguments, **keywords)
+
+    monkeypatch.setattr(enhancer, "watched", watched)
+    n_pieces = len([*pieces.split(LONG)])
+    with chat_server(lambda call: call.reply(call.transcript)) as server:
+        enhancer_at(server.base_url).enhance(LONG)
+        assert given == [WAIT_SECONDS] * n_pieces
+        given.clear()
+        enhancer_at(server.base_url).enhance(LONG, timeout_seconds=0.9 * WAIT_SECONDS)
+    assert given == sorted(given, reverse=True)  # what is left of the whole
+    assert max(given) <= 0.9 * WAIT_SECONDS
+
+
+def test_who_finds_no_turn_waits_for_one_within_its_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enhancer, "MAX_AT_ONCE", 1)
+    cancel, go_on, done = CancelToken(), threading.Event(), queue.SimpleQueue[Enhancement]()
+
+    def answer(call: Call) -> None:
+        assert go_on.wait(WAIT_SECONDS)
+        call.reply(RIGHT)
+
+    with chat_server(answer) as server:
+        asked = enhancer_at(server.base_url)
+        for _ in range(2):
+            threading.Thread(target=lambda: done.put(asked.enhance(SAID))).start()
+        assert server.called.wait(WAIT_SECONDS)
+        assert asked.enhance(SAID, timeout_seconds=0.2).reason == "the language model was not done within 0.2 s"
+        threading.Timer(0.1, cancel.cancel).start()
+        assert asked.enhance(SAID, cancel=cancel).reason == "the clean-up was cancelled"
+        assert len(server.calls) == 1
+        go_on.set()
+        assert [done.get(timeout=WAIT_SECONDS).text for _ in range(2)] == [RIGHT, RIGHT]
 
 
 def test_settings_make_one() -> None:

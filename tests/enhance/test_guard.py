@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
+from typing import Any
+
 import pytest
 
 from whisperlib.enhance import guard, prompt
@@ -53,6 +56,37 @@ LONG = " ".join(f"this is sentence number {number} and it says something about t
 )  # fmt: skip
 def test_anything_else_is_refused(source: str, answer: str, reason: str) -> None:
     assert reason in str(guard.why_refused(source, answer, "stop", MARK))
+
+
+@pytest.mark.parametrize(
+    ("source", "answer"),
+    [
+        ("a b " * 750, "a " * 1500),
+        ("a " * 1500, "a b " * 750),
+        ("a b c d e f g h " * 180, "h g f e d c b a " * 180),
+    ],
+)
+def test_an_answer_that_repeats_itself_is_compared_within_bounds(
+    source: str, answer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_steps = 0
+    find = SequenceMatcher.find_longest_match
+
+    def counted(self: Any, alo: int = 0, ahi: int | None = None, *others: Any) -> Any:
+        nonlocal n_steps
+        n_steps += sum(len(self.b2j.get(word, ())) for word in self.a[alo:ahi])
+        return find(self, alo, ahi, *others)
+
+    monkeypatch.setattr(SequenceMatcher, "find_longest_match", counted)
+    refusal = guard.why_refused(source, answer, "stop", MARK)
+    assert n_steps <= guard.MAX_STEPS
+    assert refusal is not None
+
+
+def test_a_loop_of_the_recogniser_may_be_corrected() -> None:
+    said = f"so {'thank you ' * 300}bye"
+    assert guard.why_refused(said, said, "stop", MARK) is None
+    assert guard.why_refused(said, f"So, {'thank you, ' * 200}thank you. Bye.", "stop", MARK) is None
 
 
 def test_what_somebody_really_said_is_no_echo() -> None:

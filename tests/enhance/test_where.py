@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from typing import Any
 
 import pytest
 
-from tests.chat_server import Answer, chat_server, stall
-from whisperlib.enhance import LanguageModel, where
+from tests.chat_server import WAIT_SECONDS, Answer, Call, chat_server, stall
+from whisperlib.enhance import Enhancer, LanguageModel, where
 from whisperlib.settings import Settings
 
 
@@ -50,8 +51,29 @@ def test_a_server_that_does_not_answer_is_not_waited_for() -> None:
         assert where.ask_placement(LanguageModel(server.base_url, "gemma3"), seconds=0.2) == "unknown"
 
 
-def test_without_a_language_model_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "whisperlib")
-    where.log_where(Settings())
-    assert not caplog.records
+def test_without_a_language_model_there_is_nothing_to_tell() -> None:
     assert set(where.describe(Settings()).values()) == {None}
+
+
+@pytest.mark.parametrize("at_first", ["not loaded", "GPU"])
+def test_what_is_known_after_the_first_answer_is_logged_if_it_is_new(
+    at_first: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "whisperlib")
+    placements = iter([loaded("gemma3" if at_first == "GPU" else "another", 8, 8), loaded("gemma3", 8, 8)])
+
+    def answer(call: Call) -> None:
+        if call.path == "/api/ps":
+            next(placements)(call)
+        else:
+            call.reply(call.transcript)
+
+    with chat_server(answer) as server:
+        enhancer = Enhancer(LanguageModel(server.base_url, "gemma3"))
+        logging_ = threading.Thread(target=where.log_where, args=(enhancer,))
+        logging_.start()
+        assert enhancer.enhance("the train leaves at five").status == "enhanced"
+        logging_.join(WAIT_SECONDS)
+    first, *later = [record.getMessage() for record in caplog.records]
+    assert first == f"transcripts are cleaned up by gemma3 at {server.base_url}, in Ollama on: {at_first}"
+    assert later == ([] if at_first == "GPU" else ["transcripts are cleaned up by gemma3, now in Ollama on: GPU"])

@@ -189,6 +189,23 @@ def test_an_error_is_told_in_the_servers_words(open_page: OpenPage, url: str) ->
     expect(found.locator(".verdict")).to_have_text("there is no transcription 't7' any more")
 
 
+def test_a_key_is_asked_for_where_it_is_wrong(open_page: OpenPage, url: str) -> None:
+    page = open_page(url)
+    only_when_asked(page)
+    wrong = {"error": {"message": "incorrect API key", "code": "invalid_api_key"}}
+    page.route("**/enhance-stream?enhance=always", lambda route: route.fulfill(status=401, json=wrong), times=2)
+    drop(page, SAMPLE)
+    found = finished(page, SAMPLE.name)
+    found.get_by_role("button", name="Enhance now").click()
+    expect(page.get_by_role("alert").filter(has_text="incorrect API key")).to_be_visible()
+    page.get_by_role("button", name="Not now").click()
+    expect(found.locator(".verdict")).to_have_text("incorrect API key")
+    found.get_by_role("button", name="Try again").last.click()
+    page.get_by_label("Key", exact=True).fill("another")
+    page.get_by_role("button", name="Continue").click()
+    expect(found.locator(".enhanced")).to_have_text(CORRECTED)
+
+
 def test_a_language_model_that_does_not_answer_leaves_the_transcript(
     open_page: OpenPage, stack: ExitStack, chat: ChatServer, model: Writer
 ) -> None:

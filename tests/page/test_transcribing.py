@@ -18,7 +18,7 @@ from tests.page.actions import LONG_SAMPLE, SAMPLE, SPOKEN, drop, finished, job,
 from tests.page.app import COMMAND, PREFIX
 from tests.page.conftest import MICROPHONE, Launch, OpenPage
 from tests.test_formats import of
-from tests.web.running_server import RunningServer, running_server
+from tests.web.running_server import RunningServer, running_server, wait_until
 from tests.web.test_running import file_server, send_audio
 from whisperlib import assets, formats
 
@@ -159,6 +159,32 @@ def test_what_is_no_audio_is_refused_in_the_servers_words_and_the_next_file_goes
     finished(page, SAMPLE.name)
     found.get_by_role("button", name="Remove").click()
     expect(found).to_have_count(0)
+
+
+def test_what_is_removed_is_forgotten(page: Page) -> None:
+    drop(page, SAMPLE)
+    browser = page.context.new_cdp_session(page)
+    job_class = browser.send(
+        "Runtime.evaluate",
+        {"expression": "import('./page/job.js').then(({ Job }) => Job.prototype)", "awaitPromise": True},
+    )
+
+    def n_jobs() -> int:
+        found = browser.send(
+            "Runtime.queryObjects", {"prototypeObjectId": job_class["result"]["objectId"], "objectGroup": "found"}
+        )
+        told = browser.send(
+            "Runtime.callFunctionOn",
+            {"objectId": found["objects"]["objectId"], "functionDeclaration": "function () { return this.length; }"},
+        )
+        browser.send("Runtime.releaseObjectGroup", {"objectGroup": "found"})  # which would keep them
+        return int(told["result"]["value"])
+
+    finished(page, SAMPLE.name)
+    assert n_jobs() == 1
+    job(page, SAMPLE.name).get_by_role("button", name="Remove").click()
+    expect(job(page, SAMPLE.name)).to_have_count(0)
+    wait_until(lambda: n_jobs() == 0, "nothing holds it")
 
 
 def test_a_file_that_is_too_large_is_not_sent(open_page: OpenPage) -> None:
@@ -364,6 +390,40 @@ def test_below_a_prefix_everything_works(open_page: OpenPage) -> None:
         page = open_page(f"{server.url}{PREFIX}/")
         drop(page, SAMPLE)
         finished(page, SAMPLE.name)
+
+
+KEEP_STREAMS = """() => {
+    const ask = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    const allowed = new Promise((resolve) => (window.allow = resolve));
+    window.streams = [];
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+        window.streams.push(await ask(wanted));
+        await allowed;
+        return window.streams.at(-1);
+    };
+}"""
+TRACKS = "streams.flatMap((stream) => stream.getTracks()).map((track) => track.readyState)"
+
+
+def test_two_clicks_begin_one_recording(page: Page) -> None:
+    page.evaluate(KEEP_STREAMS)
+    page.get_by_role("button", name="Record").dblclick()
+    page.evaluate("allow()")
+    page.get_by_role("button", name="Discard").click()
+    assert page.evaluate(TRACKS) == ["ended"]
+    page.get_by_role("button", name="Record").click()
+    expect(page.locator("#recorder")).to_be_visible()
+
+
+@pytest.mark.parametrize("part", ["MediaRecorder", "AudioContext"])
+def test_a_recording_that_cannot_begin_leaves_the_microphone(page: Page, part: str) -> None:
+    page.evaluate(KEEP_STREAMS)
+    broken = "part => { window[part] = class { constructor() { throw new Error('no more of them'); } }; }"
+    page.evaluate(broken, part)
+    page.evaluate("allow()")
+    page.get_by_role("button", name="Record").click()
+    expect(page.get_by_role("alert").filter(has_text="no more of them")).to_be_visible()
+    assert page.evaluate(TRACKS) == ["ended"]
 
 
 def test_the_microphone_is_recorded_and_transcribed(server: RunningServer, launch: Launch, tmp_path: Path) -> None:

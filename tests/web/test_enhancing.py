@@ -251,6 +251,20 @@ def test_a_clean_up_holds_no_slot(make_app: MakeApp) -> None:
     assert answers[0]["enhancement"]["text"] == CORRECTED
 
 
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_a_clean_up_leases_no_model(make_app: MakeApp, stream: str) -> None:
+    leases: list[int] = []
+
+    def answer(call: Call) -> None:
+        leases.append(service.pool.status(service.key_of(None)).leases)
+        correct(call)
+
+    with client_of(make_app, answer) as (client, _):
+        service: Service = client.application.extensions["whisper_service"]
+        assert CORRECTED in post(client, stream=stream).text
+    assert leases == [0]
+
+
 def test_a_stream_says_that_it_is_alive_while_the_language_model_thinks(
     make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,7 +303,7 @@ def test_a_client_that_hangs_up_ends_the_clean_up(stream: str) -> None:
         running_server(llm_base_url=chat.base_url, llm_model="gemma3") as server,
         server.connect() as connection,
     ):
-        head = f"POST /transcribe?stream={stream} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(AUDIO)}\r\n\r\n"
+        head = f"POST /transcribe?stream={stream} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(AUDIO)}\r\n\r\n"
         connection.sendall(head.encode() + AUDIO)
         wait_until(lambda: any(call.path.endswith("completions") for call in chat.calls), "the clean-up has begun")
         chat.hung_up.clear()  # by the question where the model runs

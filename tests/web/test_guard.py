@@ -140,6 +140,70 @@ def test_an_admin_key_is_no_word_that_everybody_guesses() -> None:
         guard.check_exposure(Settings(admin_keys="sesame,None"))
 
 
+OWN = {"Host": "localhost:8000", "Origin": "http://localhost:8000"}
+
+
+@pytest.mark.parametrize("origin", [ORIGIN, "http://localhost:3000", "http://localhost", "null", "", "http://["])
+@pytest.mark.parametrize("keys", ["none", ()])
+def test_without_keys_a_page_of_elsewhere_is_refused(origin: str, keys: str) -> None:
+    client = client_of(api_keys=keys)
+    body = RecordingBody()
+    headers = {**OWN, "Origin": origin, "Content-Type": "text/plain"}
+    response = client.post("/transcribe", headers=headers, input_stream=body, content_length=1000)
+    assert response.status_code == 403
+    assert response.get_json()["error"]["code"] == "foreign_origin"
+    assert "WHISPER_CORS_ORIGINS" in response.get_json()["error"]["message"]
+    assert not body.was_read
+    assert client.get("/health", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "headers"),
+    [
+        ({}, OWN),
+        ({}, {**OWN, "Origin": "HTTP://LocalHost:8000"}),
+        ({}, {"Host": "localhost", "Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}),
+        ({"cors_origins": ORIGIN}, {**OWN, "Origin": ORIGIN}),
+        ({"cors_origins": "*"}, {**OWN, "Origin": "null"}),
+        ({"api_keys": "none"}, {"Host": "speech.example", "Origin": "https://speech.example"}),
+    ],
+)
+def test_without_keys_its_own_page_and_the_origins_that_may_are_served(
+    settings: dict[str, str], headers: dict[str, str]
+) -> None:
+    assert client_of(**settings).get("/v1/models", headers=headers).status_code == 503
+
+
+def test_with_keys_the_key_decides() -> None:
+    headers = {"Host": "evil.example", "Origin": ORIGIN, "X-Api-Key": "first"}
+    assert client_of(api_keys="first").get("/v1/models", headers=headers).status_code == 503
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "[", "192.0.2.7"]
+)
+def test_on_loopback_a_name_of_elsewhere_is_refused(host: str) -> None:
+    client = client_of()
+    response = client.get("/v1/models", headers={"Host": host, "Origin": f"http://{host}"})
+    assert response.status_code == 403
+    assert response.get_json()["error"]["code"] == "foreign_host"
+    assert client.get("/health", headers={"Host": host}).status_code == 200
+    assert client_of(api_keys="none").get("/v1/models", headers={"Host": host}).status_code == 503
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:8000", "localhost.:8000", "a.localhost", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000"],
+)
+def test_on_loopback_its_names_are_served(host: str) -> None:
+    assert client_of().get("/v1/models", headers={"Host": host}).status_code == 503
+
+
+def test_beyond_loopback_any_name_is_served() -> None:
+    client = client_of(host=ANY)  # nothing listens: a server would not start like this
+    assert client.get("/v1/models", headers={"Host": "speech.example"}).status_code == 503
+
+
 def test_without_origins_there_are_no_cors_headers() -> None:
     client = client_of()
     for response in (

@@ -354,7 +354,7 @@ def test_a_client_that_hangs_up_ends_the_clean_up() -> None:
     with chat_server(answer) as chat, running_server(llm_base_url=chat.base_url, llm_model="gemma3") as server:
         kept_as = server.post("/transcribe?enhance=never", data=AUDIO).json()["id"]
         with server.connect() as connection:
-            head = f"GET /transcriptions/{kept_as}/enhance-stream HTTP/1.1\r\nHost: a\r\n\r\n"
+            head = f"GET /transcriptions/{kept_as}/enhance-stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
             connection.sendall(head.encode())
             wait_until(lambda: any(call.body.get("stream") for call in chat.calls), "the clean-up has begun")
         line = r"path=/transcriptions/<transcription_id>/enhance-stream status=499 .*enhancement=failed"

@@ -25,6 +25,11 @@ class Job(NamedTuple):
     source: str
     target: Path | None
 
+    @property
+    def unfinished(self) -> Path | None:
+        """Where a result goes that is not all that was asked for: no target has such a name."""
+        return self.target and self.target.with_name(f"{self.target.name}.partial")
+
 
 def name_of(source: str) -> str:
     """Return what a source is called."""

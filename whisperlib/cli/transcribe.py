@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +21,17 @@ from whisperlib.cli import engine, fields, jobs
 from whisperlib.cli.common import SectionCommand, Status, audio_source, complain, say, verbosity
 from whisperlib.cli.jobs import Job, name_of
 from whisperlib.cli.progress import FileBars, FolderBar
-from whisperlib.errors import DeadlineExceeded, OptionError
+from whisperlib.errors import DeadlineExceeded, LanguageModelError, OptionError, WhisperlibError
+from whisperlib.options import CancelToken, ProgressCallback
 from whisperlib.settings import get_settings
 
 if TYPE_CHECKING:
-    from whisperlib.enhance import Enhancer, Mode
+    from whisperlib.enhance import Enhancement, Enhancer, Mode
 
 ENHANCE = ("never", "auto", "always")
 # Here, what the adapter gets is what each request gets; and nobody else makes it wait.
 LEFT_OUT = ("threads", "max_wait_seconds", "background")
+CLEAN_UPS = 2  # at once, of files of folders, beside those that are transcribed
 
 
 @click.command(
@@ -79,7 +84,8 @@ def command(
     does not stop the others; the exit status is that of the first such file.
 
     What a folder holds is written beside the audio, or below --output-dir. To repeat the command goes on where it
-    stopped: a result that is there is not made again.
+    stopped: a result that is there is not made again. What a deadline cut off, or the language model failed at, has a
+    name that ends in .partial, and is made again.
 
     With --enhance the text comes at once, as the language model corrected it; where it could not, as it was. stderr
     says which.
@@ -96,7 +102,7 @@ def command(
         return
     bars = FolderBar(quiet, len(work.jobs)) if work.of_folders else FileBars(quiet)
     with engine.open_adapter(given, quiet=quiet) as whisper, bars:
-        run = _Run(whisper, options, response_format, bars, quiet, clean_up)
+        run = _Run(whisper, options, response_format, bars, quiet, work.of_folders, clean_up)
         run.transcribe(work.jobs)
     if not quiet and (output_dir or work.of_folders):
         _sum_up(work, run)
@@ -133,24 +139,18 @@ def _clean_up(mode: Mode, response_format: str) -> _CleanUp | None:
 
 @dataclass(frozen=True)
 class _CleanUp:
-    """Has a language model correct a result, and says on stderr what came of it."""
+    """Has a language model correct results."""
 
     enhancer: Enhancer
     mode: Mode
 
-    def lines(self, result: Transcription, name: str) -> str:
-        from whisperlib.enhance import why_not  # noqa: PLC0415  (the same)
+    def run(self, result: Transcription, cancel: CancelToken) -> Enhancement:
+        from whisperlib.enhance import Enhancement, why_not  # noqa: PLC0415  (the same)
 
         if reason := why_not(self.mode, result.model):
-            say(f"{name}: not cleaned up: {reason}")
-            return _lines(result.segments)
+            return Enhancement("skipped", reason=reason)
         language = "en" if result.task == "translate" else result.language
-        enhancement = self.enhancer.enhance(result.text, language)
-        if enhancement.text is None:
-            say(f"{name}: not cleaned up: {enhancement.reason}")
-            return _lines(result.segments)
-        say(f"{name}: cleaned up by {enhancement.model}{f'; {enhancement.reason}' if enhancement.reason else ''}")
-        return f"{enhancement.text}\n"
+        return self.enhancer.enhance(result.text, language, cancel)
 
 
 @dataclass
@@ -197,17 +197,25 @@ def _refuse_two_into_one(all_jobs: Sequence[Job]) -> None:
 class _Started:
     """A file on its way. `outcome` is an exception where its audio could not be read."""
 
-    source: str
-    target: Path | None
+    job: Job
     outcome: TranscriptionStream | Exception
     remove_bar: Callable[[], None]
 
 
 @dataclass
-class _Run:
-    """Takes files through an adapter, as many at once as it runs, and delivers them in their order.
+class _Made:
+    """A file's result, and what came of its clean-up, if there was one."""
 
-    `status` is that of the first file that failed, `failed` are all that did.
+    result: Transcription
+    enhancement: Enhancement | None
+
+
+@dataclass
+class _Run:
+    """Takes files through an adapter, as many at once as it runs.
+
+    Those that are named are delivered in their order, those of folders as they end. `status` is that of the first file
+    that failed, `failed` are all that did.
     """
 
     whisper: WhisperLibraryAdapter
@@ -215,57 +223,128 @@ class _Run:
     response_format: str
     bars: FileBars
     quiet: bool
+    of_folders: bool = False
     clean_up: _CleanUp | None = None
+    cancel: CancelToken = field(default_factory=CancelToken)
     status: Status = Status.OK
     failed: list[str] = field(default_factory=list)
 
     def transcribe(self, work: Sequence[Job]) -> None:
+        if self.of_folders:
+            self.as_they_end(work)
+        else:
+            self.in_order(work)
+
+    def in_order(self, work: Sequence[Job]) -> None:
         running: deque[_Started] = deque()
-        for source, target in work:
+        for job in work:
             if len(running) == self.whisper.config.concurrency:
                 self.finish(running.popleft())
-            running.append(self.start(source, target))
+            running.append(self.start(job))
         while running:
             self.finish(running.popleft())
 
-    def start(self, source: str, target: Path | None) -> _Started:
-        progress, remove_bar = self.bars.add(Path(name_of(source)).name)
+    def as_they_end(self, work: Sequence[Job]) -> None:
+        """Deliver each file when it is done; the clean-ups take no slot."""
+        n_slots = self.whisper.config.concurrency
+        slots = threading.Semaphore(n_slots)
+        with ThreadPoolExecutor(n_slots + (CLEAN_UPS if self.clean_up else 0)) as pool:
+            try:
+                on_their_way = {}
+                for job in work:
+                    progress, remove_bar = self.bars.add(Path(name_of(job.source)).name)
+                    on_their_way[pool.submit(self.make, job, progress, slots)] = job, remove_bar
+                for ended in as_completed(on_their_way):
+                    job, remove_bar = on_their_way.pop(ended)  # with it goes the result
+                    with self.reported(job):
+                        self.put(job, ended.result())
+                    remove_bar()
+            except BaseException:  # Ctrl-C
+                self.cancel.cancel()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def make(self, job: Job, progress: ProgressCallback, slots: threading.Semaphore) -> _Made:
+        with slots:
+            result = self.open(job, progress).result
+        return self.cleaned_up(result)
+
+    def open(self, job: Job, progress: ProgressCallback) -> TranscriptionStream:
+        options = self.options.replace(cancel=self.cancel)
+        return self.whisper.stream(audio_source(job.source), options, progress=progress)
+
+    def cleaned_up(self, result: Transcription) -> _Made:
+        return _Made(result, self.clean_up.run(result, self.cancel) if self.clean_up else None)
+
+    def start(self, job: Job) -> _Started:
+        progress, remove_bar = self.bars.add(Path(name_of(job.source)).name)
         outcome: TranscriptionStream | Exception
         try:
-            outcome = self.whisper.stream(audio_source(source), self.options, progress=progress)
+            outcome = self.open(job, progress)
         except Exception as error:  # the other files go on, whatever it is
             outcome = error
-        return _Started(source, target, outcome, remove_bar)
+        return _Started(job, outcome, remove_bar)
 
     def finish(self, started: _Started) -> None:
-        name = name_of(started.source)
         try:
-            if isinstance(started.outcome, Exception):
-                raise started.outcome
-            result = self.deliver(started.outcome, started.target, name)
-            if not result.complete:
-                raise DeadlineExceeded("the deadline has passed; what was finished by then is written")
-            if started.target and not self.quiet:
-                times = f"{result.duration:.1f} s of audio in {result.timings.total:.1f} s"
-                say(f"{name}: {started.target}, language {result.language or 'none'}, {times}")
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            status = complain(error, name)
-            self.status = self.status or status
-            self.failed.append(name)
+            with self.reported(started.job):
+                if isinstance(started.outcome, Exception):
+                    raise started.outcome
+                self.deliver(started.job, started.outcome)
         finally:
             started.remove_bar()
 
-    def deliver(self, stream: TranscriptionStream, target: Path | None, name: str) -> Transcription:
-        if self.clean_up:
-            self.write(target, self.clean_up.lines(stream.result, name))
-        elif target is None and self.response_format == "text":
+    def deliver(self, job: Job, stream: TranscriptionStream) -> None:
+        if job.target is None and self.response_format == "text" and not self.clean_up:
             for segment in stream:
                 self.to_stdout(_lines([segment]))
+            if not stream.result.complete:
+                raise _late(None)
         else:
-            self.write(target, _rendered(stream.result, self.response_format))
-        return stream.result
+            self.put(job, self.cleaned_up(stream.result))
+
+    @contextmanager
+    def reported(self, job: Job) -> Iterator[None]:
+        """Have what goes wrong with a file said; the others go on, whatever it is."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            status = complain(error, name_of(job.source))
+            self.status = self.status or status
+            self.failed.append(name_of(job.source))
+
+    def put(self, job: Job, made: _Made) -> None:
+        """Write a result. Of a folder's file, what is not all that was asked for has a name that does not count."""
+        enhancement = made.enhancement
+        text = f"{enhancement.text}\n" if enhancement and enhancement.text else self.rendered(made.result)
+        lacking = job.unfinished if self.of_folders else job.target
+        lack = self.lack(made, lacking)
+        self.write(lacking if lack else job.target, text)
+        if enhancement:
+            say(f"{name_of(job.source)}: {_told(enhancement)}")
+        if lack:
+            raise lack
+        if self.of_folders and job.unfinished:
+            job.unfinished.unlink(missing_ok=True)
+        if job.target and not self.quiet:
+            times = f"{made.result.duration:.1f} s of audio in {made.result.timings.total:.1f} s"
+            say(f"{name_of(job.source)}: {job.target}, language {made.result.language or 'none'}, {times}")
+
+    def lack(self, made: _Made, target: Path | None) -> WhisperlibError | None:
+        """Say what a result lacks, and where it is all the same."""
+        if not made.result.complete:
+            return _late(target)
+        if self.of_folders and made.enhancement and made.enhancement.status == "failed":
+            return LanguageModelError(f"the text is written to {target} as it was: the same command tries it again")
+        return None
+
+    def rendered(self, result: Transcription) -> str:
+        if self.response_format == "text":
+            return _lines(result.segments)
+        text = formats.render(result, self.response_format)
+        return text if text.endswith("\n") else f"{text}\n"
 
     def write(self, target: Path | None, text: str) -> None:
         if target is None:
@@ -279,11 +358,16 @@ class _Run:
             sys.stdout.buffer.flush()
 
 
-def _rendered(result: Transcription, response_format: str) -> str:
-    if response_format == "text":
-        return _lines(result.segments)
-    text = formats.render(result, response_format)
-    return text if text.endswith("\n") else f"{text}\n"
+def _told(enhancement: Enhancement) -> str:
+    """Say what came of a clean-up."""
+    if enhancement.text is None:
+        return f"not cleaned up: {enhancement.reason}"
+    return f"cleaned up by {enhancement.model}{f'; {enhancement.reason}' if enhancement.reason else ''}"
+
+
+def _late(target: Path | None) -> DeadlineExceeded:
+    where = target or "stdout"
+    return DeadlineExceeded(f"the deadline has passed; what was finished by then is written to {where}")
 
 
 def _lines(segments: Iterable[Segment]) -> str:

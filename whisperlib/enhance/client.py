@@ -30,12 +30,16 @@ SHOWN_CHARACTERS = 200  # of what a server says is wrong, in the log
 _NO_CHAT_API = "what the language model's server answered is not OpenAI's chat API"
 
 
-def watched(seconds: float, cancel: CancelToken | None = None) -> Watch:
-    """Return what ends requests to a language model after so long, or by a cancel; it raises LanguageModelError."""
+def watched(seconds: float, cancel: CancelToken | None = None, *, given_seconds: float | None = None) -> Watch:
+    """Return what ends requests to a language model after so long, or by a cancel; it raises LanguageModelError.
+
+    `given_seconds` is what its message tells where `seconds` are what is left of them.
+    """
+    told = seconds if given_seconds is None else given_seconds
     return Watch(
         seconds,
         cancel,
-        late=lambda: LanguageModelError(f"the language model was not done within {seconds:.3g} s"),
+        late=lambda: LanguageModelError(f"the language model was not done within {told:.3g} s"),
         cancelled=lambda: LanguageModelError("the clean-up was cancelled"),
     )
 

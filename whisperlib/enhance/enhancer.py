@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 Status = Literal["enhanced", "skipped", "failed"]
 
 MORE_TOKENS = 64  # for a short text
+MAX_AT_ONCE = 4  # questions of one Enhancer: what waits at a server of its own uses up the time for its answer
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,15 @@ class Enhancement:
 class Enhancer:
     """Has a language model correct transcripts. Safe to use from many threads.
 
-    `timeout_seconds` bounds the whole of a clean-up, however many pieces it has.
+    `timeout_seconds` bounds the answer to one piece, so that a long text has the time that its pieces need. `answered`
+    is set when it has corrected its first text.
     """
 
     def __init__(self, model: LanguageModel, timeout_seconds: float = 60.0) -> None:
         self.model = model
         self.timeout_seconds = timeout_seconds
+        self.answered = threading.Event()
+        self._turns = _Turns(MAX_AT_ONCE)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Enhancer | None:
@@ -73,7 +79,7 @@ class Enhancer:
         cancel: CancelToken | None = None,
         timeout_seconds: float | None = None,
     ) -> Enhancement:
-        """Clean a transcript up; `language` is its code, and a smaller `timeout_seconds` goes before the own one."""
+        """Clean a transcript up; `language` is its code, and `timeout_seconds` bounds the whole, however long it is."""
         *_, enhancement = self._run(text, language, cancel, timeout_seconds, stream=False)
         return cast(Enhancement, enhancement)
 
@@ -103,56 +109,134 @@ class Enhancer:
         if not text.strip():
             yield Enhancement("skipped", reason="there is no text", model=self.model.name)
             return
-        seconds = self.timeout_seconds if timeout_seconds is None else min(timeout_seconds, self.timeout_seconds)
-        try:
-            with watched(seconds, cancel) as watch:
-                work = _Work(self.model, language, watch, stream)
-                enhanced = yield from work.run([*pieces.split(text)])
-            status: Status = "failed" if enhanced is None else "enhanced"
-            reason = work.reason()
-        except LanguageModelError as error:
-            enhanced, status, reason = None, "failed", str(error)
+        bounds = _Bounds(self.timeout_seconds, math.inf if timeout_seconds is None else timeout_seconds, cancel)
+        work = _Work(self.model, self._turns, language, bounds, stream)
+        enhanced = yield from work.run([*pieces.split(text)])
+        status: Status = "failed" if enhanced is None else "enhanced"
+        if enhanced is not None:
+            self.answered.set()
+        reason = work.reason()
         spent = time.monotonic() - started
-        if status == "failed":
-            logger.warning("a transcript was not cleaned up by %s: %s", self.model.name, reason)
+        if work.error or status == "failed":
+            part = "a transcript" if status == "failed" else "a part of a transcript"
+            logger.warning("%s was not cleaned up by %s: %s", part, self.model.name, reason)
         yield Enhancement(status, enhanced, reason, self.model.name, spent)
+
+
+class _Bounds:
+    """How long one answer may take, and the whole from now on."""
+
+    def __init__(self, piece_seconds: float, whole_seconds: float, cancel: CancelToken | None) -> None:
+        self._piece_seconds = piece_seconds
+        self._whole_seconds = whole_seconds
+        self._deadline = time.monotonic() + whole_seconds
+        self._cancel = cancel
+
+    def remaining_seconds(self) -> float:
+        """Seconds that are left of the whole. Raises LanguageModelError when it is over."""
+        self.of_a_piece().check()
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    @contextmanager
+    def waking(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Have `wake` called if a cancel comes while the block runs."""
+        if self._cancel is None:
+            yield
+            return
+        self._cancel.add_listener(wake)
+        try:
+            yield
+        finally:
+            self._cancel.remove_listener(wake)
+
+    def of_a_piece(self) -> Watch:
+        """Return what ends the question for the next piece."""
+        remaining = self._deadline - time.monotonic()
+        if remaining < self._piece_seconds:
+            return watched(remaining, self._cancel, given_seconds=self._whole_seconds)
+        return watched(self._piece_seconds, self._cancel)
+
+
+class _Turns:
+    """Lets `n_at_once` ask at once, and the others wait within their bounds."""
+
+    def __init__(self, n_at_once: int) -> None:
+        self._n_free = n_at_once
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, bounds: _Bounds) -> Iterator[None]:
+        """Wait for a turn, and have it until the block ends. Raises LanguageModelError."""
+        with bounds.waking(self._wake), self._changed:
+            while not self._n_free:
+                self._changed.wait(min(bounds.remaining_seconds(), threading.TIMEOUT_MAX))
+            self._n_free -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_free += 1
+                self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
 
 class _Work:
     """One transcript's way through the language model."""
 
-    def __init__(self, model: LanguageModel, language: str | None, watch: Watch, stream: bool) -> None:
+    def __init__(
+        self, model: LanguageModel, turns: _Turns, language: str | None, bounds: _Bounds, stream: bool
+    ) -> None:
         self._model = model
+        self._turns = turns
         self._language = language
-        self._watch = watch
+        self._bounds = bounds
         self._stream = stream
         self._n_pieces = 0
-        self._refusals: list[str] = []
+        self._n_corrected = 0
+        self._refusal: str | None = None  # the first
+        self.error: LanguageModelError | None = None
 
     def run(self, parts: list[Piece]) -> Generator[str, None, str | None]:
-        """Give the text as it comes; return the whole, in which what was refused is as it was; None if all was."""
+        """Give the text as it comes; return the whole, in which what was not corrected is as it was; None if all is.
+
+        After an error nothing more is asked.
+        """
         self._n_pieces = len(parts)
-        corrected = []
+        texts = []
         for part in parts:
-            answer = yield from self._correct(part.text)
-            corrected.append(answer + part.gap)
-            if part.gap:
+            answer = None if self.error else (yield from self._correct(part.text))
+            if answer is not None:
+                self._n_corrected += 1
+            texts.append((part.text if answer is None else answer) + part.gap)
+            if part.gap and not self.error:
                 yield part.gap
-        return "".join(corrected) if len(self._refusals) < self._n_pieces else None
+        return "".join(texts) if self._n_corrected else None
 
     def reason(self) -> str | None:
-        """Say what was refused, and why first."""
-        if not self._refusals:
-            return None
-        if self._n_pieces == 1:
-            return f"the language model's answer was refused: {self._refusals[0]}"
-        kept = f"{len(self._refusals)} of {self._n_pieces} parts are as they were"
-        return f"{kept}: the language model's answer was refused: {self._refusals[0]}"
+        """Say how much is as it was, and why."""
+        refused = f"the language model's answer was refused: {self._refusal}" if self._refusal else None
+        why = "; ".join(str(one) for one in (refused, self.error) if one)
+        n_left = self._n_pieces - self._n_corrected
+        if not why or self._n_pieces == 1 or (self.error and not self._n_corrected):
+            return why or None
+        return f"{n_left} of {self._n_pieces} parts are as they were: {why}"
 
-    def _correct(self, source: str) -> Generator[str, None, str]:
+    def _correct(self, source: str) -> Generator[str, None, str | None]:
+        """Give an answer as it comes; return it, None where it is no correction or there is none."""
+        try:
+            with self._turns.taken(self._bounds), self._bounds.of_a_piece() as watch:
+                return (yield from self._ask(source, watch))
+        except LanguageModelError as error:
+            self.error = error
+            return None
+
+    def _ask(self, source: str, watch: Watch) -> Generator[str, None, str | None]:
         asked = prompt.make(source, self._language)
         answer, finish_reason = "", None
-        deltas = self._model.ask(asked.messages, max_tokens=_max_tokens(source), watch=self._watch, stream=self._stream)
+        deltas = self._model.ask(asked.messages, max_tokens=_max_tokens(source), watch=watch, stream=self._stream)
         with closing(deltas):
             finish = _Finish(deltas)
             for delta in _trimmed(finish):
@@ -161,12 +245,10 @@ class _Work:
                 if guard.is_too_long(source, answer):
                     break  # it hangs up: who has lost the thread may go on for ever
             finish_reason = finish.reason
-        self._watch.check()
+        watch.check()
         refusal = guard.why_refused(source, answer, finish_reason, asked.mark)
-        if refusal is None:
-            return answer
-        self._refusals.append(refusal)
-        return source
+        self._refusal = self._refusal or refusal
+        return None if refusal else answer
 
 
 class _Finish:

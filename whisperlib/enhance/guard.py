@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from difflib import SequenceMatcher
+from difflib import Match, SequenceMatcher
 
 from whisperlib.enhance import prompt
 
@@ -15,6 +15,7 @@ LENGTH_SLACK = 20  # characters that a short text may grow or shrink beyond that
 MIN_OVERLAP = 0.5  # of the words, both of the source's in the answer and of the answer's in the source
 MAX_ADDED_WORDS = 4  # in one place: an introduction or an answer has more, a forgotten word fewer
 MAX_DROPPED_WORDS = 12  # in one place, unless they repeat what stays: a hesitation has fewer
+MAX_STEPS = 2_000_000  # of a comparison, a fraction of a second: one word again and again would take billions
 
 # A word, or one character of the scripts that have no space between words.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -65,14 +66,53 @@ def _why_other_words(said: Sequence[str], told: Sequence[str]) -> str | None:
     shared = (Counter(said) & Counter(told)).total()
     if shared < MIN_OVERLAP * len(said) or shared < MIN_OVERLAP * len(told):
         return "it has other words than the transcript"
-    for kind, i, j, k, m in SequenceMatcher(None, said, told, autojunk=False).get_opcodes():
+    stays = set(told)
+    said, told = _without_common_ends(said, told)
+    try:
+        differences = _Comparison(said, told).get_opcodes()
+    except _TooManyStepsError:
+        return "it repeats itself too often to be compared with the transcript"
+    for kind, i, j, k, m in differences:
         if kind == "equal":
             continue
         if (m - k) - (j - i) > MAX_ADDED_WORDS:
             return "it adds words that nobody said"
-        if (j - i) - (m - k) > MAX_DROPPED_WORDS and not set(said[i:j]) <= set(told):
+        if (j - i) - (m - k) > MAX_DROPPED_WORDS and not set(said[i:j]) <= stays:
             return "it leaves out a part of the transcript"
     return None
+
+
+def _without_common_ends(said: Sequence[str], told: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Leave out what two texts begin and end with alike."""
+    shorter = min(len(said), len(told))
+    begin = next((at for at in range(shorter) if said[at] != told[at]), shorter)
+    rest = shorter - begin
+    end = next((at for at in range(rest) if said[-1 - at] != told[-1 - at]), rest)
+    return said[begin : len(said) - end], told[begin : len(told) - end]
+
+
+class _TooManyStepsError(Exception):
+    """A comparison would take longer than it is worth."""
+
+
+class _Comparison(SequenceMatcher[str]):
+    """Raises _TooManyStepsError after MAX_STEPS.
+
+    A step holds a word against one of its like in the other text, and that again for each stretch that they share.
+    """
+
+    def __init__(self, said: Sequence[str], told: Sequence[str]) -> None:
+        super().__init__(None, said, told, autojunk=False)
+        self._said = said
+        self._n_like = Counter(told)
+        self._n_steps = 0
+
+    def find_longest_match(self, alo: int = 0, ahi: int | None = None, blo: int = 0, bhi: int | None = None) -> Match:
+        """Find it as SequenceMatcher does."""
+        self._n_steps += sum(1 + self._n_like[word] for word in self._said[alo:ahi])
+        if self._n_steps > MAX_STEPS:
+            raise _TooManyStepsError
+        return super().find_longest_match(alo, ahi, blo, bhi)
 
 
 def _words(text: str) -> list[str]:

@@ -35,12 +35,18 @@ def describe(settings: Settings) -> dict[str, Any]:
     }
 
 
-def log_where(settings: Settings) -> None:
-    """Log what `describe` tells, where there is a language model."""
-    if settings.llm_base_url is not None:
-        told = describe(settings)
-        where = f"transcripts are cleaned up by {told['model']} at {told['base_url']}"
-        logger.info("%s, in Ollama on: %s", where, told["ollama_placement"])
+def log_where(enhancer: Enhancer) -> None:
+    """Log where the model is, and again if that changed when it has answered for the first time: for a thread.
+
+    Ollama loads a model when it is asked something, and only then is it known where it runs.
+    """
+    model = enhancer.model
+    address, at_first = without_credentials(model.base_url), ask_placement(model)
+    logger.info("transcripts are cleaned up by %s at %s, in Ollama on: %s", model.name, address, at_first)
+    enhancer.answered.wait()
+    now = ask_placement(model)
+    if now != at_first:
+        logger.info("transcripts are cleaned up by %s, now in Ollama on: %s", model.name, now)
 
 
 def ask_placement(model: LanguageModel, seconds: float = ASK_SECONDS) -> Placement:

@@ -1,4 +1,4 @@
-"""The clean-up of a text: it takes no slot of the engine, and ends when its client goes."""
+"""The clean-up of a text: it takes no slot of the engine, leases no model, and ends when its client goes."""
 
 from __future__ import annotations
 
@@ -124,10 +124,11 @@ class CleanUp:
     timeout_seconds: float
 
     def run(self, result: Transcription, spent_seconds: float = 0.0) -> Enhancement:
-        """Clean a result's text up; the request has taken `spent_seconds` already.
+        """Clean a result's text up, without the model; the request has taken `spent_seconds` already.
 
         Raises ApiError with status 499 where the client has gone meanwhile.
         """
+        self.admission.give_model_back()
         seconds = self._seconds_left(spent_seconds)
         enhancement = _enhancer(self.enhancer, self.mode, result).enhance(*_job(result, self.admission.stop, seconds))
         self._record(enhancement)
@@ -160,6 +161,7 @@ class CleanUp:
                     yield from self._events(event.result, event.total_seconds)
 
     def _events(self, result: Transcription, spent_seconds: float) -> Iterator[EnhancementEvent]:
+        self.admission.give_model_back()
         happened = queue.SimpleQueue[Any]()
         with _stopped_with(self.admission.stop) as cancel:
             threading.Thread(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import reprlib
 import socket
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, g, request
 from pydantic import SecretStr
@@ -13,7 +15,8 @@ from pydantic import SecretStr
 from whisperlib.errors import OptionError
 from whisperlib.settings import Settings
 from whisperlib.web.errors import ApiError
-from whisperlib.web.service import current_service
+from whisperlib.web.service import EXTENSION as SERVICE
+from whisperlib.web.service import Service, current_service
 
 NO_KEYS = "none"
 OPEN_ENDPOINTS = (
@@ -27,9 +30,14 @@ PREFLIGHT_SECONDS = 3600
 
 
 def register(app: Flask) -> None:
-    """Check keys before, and add the headers of CORS after every request."""
+    """Check keys, or without them where a browser's request comes from, before, and add CORS after every request."""
+    service: Service = app.extensions[SERVICE]
     app.before_request(_preflight)
     app.before_request(_check_key)
+    if is_open(service.settings):
+        app.before_request(_check_origin)
+        if not service.settings.api_keys and _is_loopback(service.settings.host):
+            app.before_request(_check_host)
     app.after_request(_allow_origin)
 
 
@@ -119,6 +127,49 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
+def _check_origin() -> None:
+    """Refuse what a page of elsewhere has a browser send, which needs no leave to be sent, only to be answered."""
+    origin, host = request.headers.get("Origin"), request.headers.get("Host", "")
+    if origin is None or request.endpoint in OPEN_ENDPOINTS or _is_allowed(origin):
+        return
+    is_own = host and origin.partition("://")[2].lower() == host.lower()
+    if is_own or request.headers.get("Sec-Fetch-Site") == "same-origin":  # a proxy may have changed Host
+        return
+    message = (
+        f"this server takes no calls from web pages of {reprlib.repr(origin)}: name it in WHISPER_CORS_ORIGINS, or set "
+        "WHISPER_API_KEYS to keys that calls must bear"
+    )
+    raise ApiError(403, message, code="foreign_origin")
+
+
+def _check_host() -> None:
+    """Refuse a name that was made to lead here, by which a page of elsewhere would be of this server's own origin."""
+    host = request.headers.get("Host")
+    if not host or request.endpoint in OPEN_ENDPOINTS or _is_loopback_name(host, current_service().settings.host):
+        return
+    message = (
+        f"Host = {reprlib.repr(host)} is no name of this machine for itself: ask localhost, or set WHISPER_API_KEYS to "
+        f"keys that calls must bear, or to {NO_KEYS!r} to serve everybody"
+    )
+    raise ApiError(403, message, code="foreign_host")
+
+
+def _is_loopback_name(host: str, own: str) -> bool:
+    """Whether a Host header can mean the loopback only; `own` is where the server listens."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+        return (
+            name in {"localhost", own.lower()} or name.endswith(".localhost") or ipaddress.ip_address(name).is_loopback
+        )
+    except ValueError:  # no address
+        return False
+
+
+def _is_allowed(origin: str) -> bool:
+    allowed = current_service().settings.cors_origins
+    return "*" in allowed or origin in allowed
+
+
 def _preflight() -> Response | None:
     if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
         return None
@@ -130,7 +181,7 @@ def _allow_origin(response: Response) -> Response:
     if not allowed:
         return response
     response.vary.add("Origin")
-    if origin is None or not ("*" in allowed or origin in allowed):
+    if origin is None or not _is_allowed(origin):
         return response
     response.headers["Access-Control-Allow-Origin"] = "*" if "*" in allowed else origin
     response.headers["Access-Control-Expose-Headers"] = (

@@ -90,6 +90,7 @@ class Admission:
     closing: ExitStack
     started: float = field(default_factory=time.monotonic)  # the clock when the model was asked for
     _leased: Engine | None = None
+    _lease: ExitStack = field(default_factory=ExitStack)
 
     @property
     def settings(self) -> Settings:
@@ -108,7 +109,7 @@ class Admission:
         keep_alive_seconds: float | None = None,
         max_wait_seconds: float | None = None,
     ) -> Engine:
-        """Lease the model that the client names, as `Service.lease` does, until the request has ended; once.
+        """Lease the model that the client names, as `Service.lease` does, until `give_model_back` or the end; once.
 
         Raises what `Service.lease` raises; OverloadedError where the wait for a slot is too long already;
         UnavailableError where the server stops meanwhile, and ApiError with status 499 where the client has gone.
@@ -118,12 +119,17 @@ class Admission:
             model, keep_alive_seconds=keep_alive_seconds, max_wait_seconds=max_wait_seconds, cancel=self.stop
         )
         try:
-            self._leased = self.closing.enter_context(lease)
+            self._leased = self._lease.enter_context(lease)
         except (InterruptedTranscription, ClosedError) as error:
             raise self.why_stopped() from error
+        self.closing.push(self._lease)
         self.record["model"] = self._leased.config.model
         _check_wait(self._leased, self.settings)
         return self._leased
+
+    def give_model_back(self) -> None:
+        """End the lease, if there is one, before the request ends: what is left to do needs no model."""
+        self._lease.close()
 
     def why_stopped(self) -> ApiError | UnavailableError:
         """Say why the work was stopped, as the client sees it."""

@@ -31,6 +31,7 @@ from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped
 from whisperlib import binding, enhance
 from whisperlib.errors import UnavailableError
 from whisperlib.web.connection import Connection, Head, send_problem
+from whisperlib.web.enhancing import ENHANCER
 from whisperlib.web.errors import ApiError, Problem, problem_of
 from whisperlib.web.service import RETRY_SECONDS, Service
 
@@ -89,7 +90,8 @@ class Worker(ThreadWorker):
     def run(self) -> None:
         """Start loading, and serve."""
         threading.Thread(target=self._load, name="load", daemon=True).start()
-        threading.Thread(target=enhance.log_where, args=(self.app.settings,), name="where", daemon=True).start()
+        if enhancer := self.wsgi.extensions.get(ENHANCER):
+            threading.Thread(target=enhance.log_where, args=(enhancer,), name="where", daemon=True).start()
         super().run()
 
     def is_parent_alive(self) -> bool:

@@ -7,18 +7,18 @@ export class Enhancement {
   done = null; // what the server said at the end
   #root;
   #button;
-  #announce;
+  #page;
   #asking = null;
   #id = null;
 
-  // `root` is its section, `button` the one that asks for it.
-  constructor(root, button, announce) {
+  // `root` is its section, `button` the one that asks for it; `page` is that of a Job.
+  constructor(root, button, page) {
     this.#root = root;
     this.#button = button;
-    this.#announce = announce;
+    this.#page = page;
     button.onclick = () => this.#ask();
     this.#part("anyway").onclick = () => this.#ask();
-    this.#part("copy-enhanced").onclick = () => copy(this.done.text).then(() => announce("Copied."));
+    this.#part("copy-enhanced").onclick = () => copy(this.done.text).then(() => page.announce("Copied."));
   }
 
   // Offer it for a transcription that the server knows by `id`.
@@ -52,7 +52,7 @@ export class Enhancement {
   // It ended before anybody could know whether it is a correction.
   breakOff(why) {
     this.#show("failed", why, { anyway: "Try again" });
-    this.#announce(why);
+    this.#page.announce(why);
   }
 
   close() {
@@ -68,6 +68,7 @@ export class Enhancement {
       await enhance(this.#id, { signal: asking.signal, onEvent: (name, data) => this.take(name, data) });
       if (this.growing) this.breakOff("Not used: the answer ended before the text did.");
     } catch (error) {
+      if (error.status === 401 && (await this.#page.askKey(error))) return this.#ask();
       this.breakOff(error.name === "AbortError" ? "Stopped: what was written is not used." : error.message);
     }
   }
@@ -81,7 +82,7 @@ export class Enhancement {
       this.#show(status, reason ? `${by} ${sentence(reason)}` : by, { copy: true });
     } else if (status === "skipped") this.#show(status, `Skipped: ${reason}.`, { anyway: "Enhance anyway" });
     else this.#show(status, `Not used: ${reason}.`, { anyway: "Try again" });
-    this.#announce(`Enhanced text: ${this.#part("verdict").textContent}`);
+    this.#page.announce(`Enhanced text: ${this.#part("verdict").textContent}`);
   }
 
   #show(status, verdict, { stop = false, copy = false, anyway = null }) {

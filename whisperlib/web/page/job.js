@@ -24,7 +24,7 @@ export class Job {
   #address = null; // of the audio, to play it
 
   // `source` has a name and a file or a url; `options` are the fields of POST /transcribe. `page` has `config`,
-  // `announce(text)`, `askKey(problem)`, which tells whether there is a key now, and `again(job)`.
+  // `announce(text)`, `askKey(error)`, which tells whether there is a key now, `again(job)`, and `forget(job)`.
   constructor(source, options, page) {
     this.#source = source;
     this.#options = options;
@@ -36,7 +36,7 @@ export class Job {
       onFailure: () => this.#cannotPlay(),
     });
     this.#transcript = new Transcript(this.#part("segments"), this.#player);
-    this.#enhancement = new Enhancement(this.#part("enhancement"), this.#part("enhance"), page.announce);
+    this.#enhancement = new Enhancement(this.#part("enhancement"), this.#part("enhance"), page);
     this.#part("cancel").onclick = () => this.#cancel.abort();
     this.#part("again").onclick = () => page.again(this);
     this.#part("remove").onclick = () => this.#remove();
@@ -276,6 +276,7 @@ export class Job {
     if (this.#source.file && this.#address) URL.revokeObjectURL(this.#address);
     const next = this.root.nextElementSibling?.querySelector(".remove:not([hidden])");
     this.root.remove();
+    this.#page.forget(this);
     (next ?? document.querySelector("#choose")).focus();
   }
 

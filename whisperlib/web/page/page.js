@@ -26,6 +26,7 @@ const page = {
     job.prepare();
     enqueue([job]);
   },
+  forget: (job) => jobs.delete(job),
 };
 
 // Whoever is quicker than the server's answer to the first question waits for it.

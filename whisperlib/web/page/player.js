@@ -47,6 +47,7 @@ export class Player {
 
   unload() {
     this.pause();
+    if (playing === this) playing = null;
     this.#audio.removeAttribute("src");
     this.#audio.load();
     this.#root.hidden = true;

@@ -31,12 +31,17 @@ export class Recording {
 
   constructor(stream, onLevel) {
     this.#stream = stream;
-    this.#recorder = new MediaRecorder(stream);
-    this.#recorder.ondataavailable = (event) => this.#pieces.push(event.data);
-    this.#ended = new Promise((resolve) => (this.#recorder.onstop = resolve));
-    this.#recorder.start();
-    this.#context = new AudioContext();
-    this.#measure(onLevel);
+    try {
+      this.#recorder = new MediaRecorder(stream);
+      this.#recorder.ondataavailable = (event) => this.#pieces.push(event.data);
+      this.#ended = new Promise((resolve) => (this.#recorder.onstop = resolve));
+      this.#context = new AudioContext();
+      this.#measure(onLevel);
+      this.#recorder.start();
+    } catch (error) {
+      this.#release();
+      throw error;
+    }
   }
 
   // End it; give what was recorded.
@@ -72,7 +77,7 @@ export class Recording {
 
   #release() {
     for (const track of this.#stream.getTracks()) track.stop(); // the browser's sign of recording goes out
-    this.#context.close();
+    this.#context?.close();
   }
 }
 

@@ -76,6 +76,7 @@ function nameOf(url) {
 
 function watchMicrophone(onSources) {
   let recording = null;
+  let starting = false; // the browser may be asking whether it may, and another click would begin another recording
   let ticking = 0;
   const show = (on) => {
     $("#recorder").hidden = !on;
@@ -85,12 +86,15 @@ function watchMicrophone(onSources) {
   };
   $("#record").onclick = async () => {
     problem(whyNoRecording() ?? "");
-    if (whyNoRecording()) return;
+    if (whyNoRecording() || starting) return;
+    starting = true;
     try {
       recording = await Recording.start((level) => ($("#level").value = level));
     } catch (error) {
       problem(error.message);
       return;
+    } finally {
+      starting = false;
     }
     const started = performance.now();
     $("#recorded").textContent = clock(0);
