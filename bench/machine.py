@@ -37,12 +37,16 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return what is measured: the commit that is checked out, `-dirty` where files differ; None outside of git."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=10"]
+    """Return what is measured: the commit that is checked out, `-dirty` where code differs; None outside of git."""
+    git = ["git", "-C", str(REPOSITORY)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        described = subprocess.run(
+            [*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True
+        )
+        code = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)docs"], check=False)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return described.stdout.strip() + ("-dirty" if code.returncode else "")
 
 
 def slug(about: dict[str, Any]) -> str:
