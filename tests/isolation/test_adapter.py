@@ -273,7 +273,8 @@ class TestLog:
             def emit(self, record: logging.LogRecord) -> None:
                 seen.append((record.name, record.levelno, record.getMessage(), request.get()))
 
-        caplog.set_level(logging.DEBUG, logger="whisperlib")
+        for name in ("whisperlib", "whisperlib.native"):
+            caplog.set_level(logging.DEBUG, logger=name)
         handler = Handler()
         logging.getLogger("whisperlib").addHandler(handler)
         try:

@@ -61,16 +61,22 @@ def serve(settings: Settings, make_app: MakeApp = create_app) -> None:
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the master can take them
+    early: list[int] = []  # a mask would not do: what libraries have for threads does not have it
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _frame: early.append(number))
     logger.info("whisperlib %s listens at %s and loads %s", __version__, where, settings.model_size)
-    _Server(settings, listener, make_app).run()
+    _Server(settings, listener, make_app, early).run()
 
 
 class _Server(BaseApplication):
-    """The configuration of Gunicorn, and what the worker finds in it after the fork."""
+    """The configuration of Gunicorn, and what the worker finds in it after the fork.
 
-    def __init__(self, settings: Settings, listener: socket.socket, make_app: MakeApp) -> None:
+    `early` has the signals that came before the master could take them.
+    """
+
+    def __init__(self, settings: Settings, listener: socket.socket, make_app: MakeApp, early: list[int]) -> None:
         self.settings = settings
+        self.early = early
         self.service = Service(settings)
         self._listener = listener
         self._make_app = make_app
@@ -145,13 +151,15 @@ class _Master(Arbiter):
 
     def __init__(self, server: _Server) -> None:
         super().__init__(server)
+        self._early = server.early
         self._stopping = False
         self._ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
     def init_signals(self) -> None:
         """Take signals, also those that have come since the server said where it listens."""
         super().init_signals()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        for number in self._early:
+            os.kill(os.getpid(), number)
 
     def signal(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal. While it stops, Gunicorn hurries on SIGQUIT only."""
